@@ -1,0 +1,34 @@
+"""Registries of this package, children of mmengine's roots, in the scope ``ddetr_plugin``.
+
+A config names our components with the prefix (``type='ddetr_plugin.DeformableDETR'``), so they
+live beside mmdet's of the same name. The modules that register components are imported on the
+first look-up; importing this file loads neither mmdet nor mmcv.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import Registry
+
+__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS']
+
+SCOPE = 'ddetr_plugin'
+
+# Networks and everything built inside them: detector, transformer layers, attention, heads.
+MODELS = Registry(
+    'model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['ddetr_plugin.models']
+)
+# Assigners and match costs.
+TASK_UTILS = Registry(
+    'task util', parent=MMENGINE_TASK_UTILS, scope=SCOPE, locations=['ddetr_plugin.models']
+)
+# How a step is computed and applied, for instance in mixed precision on a CPU.
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope=SCOPE,
+    locations=['ddetr_plugin.engine'],
+)
+# Additions to the training loop, for instance the random state inside checkpoints.
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['ddetr_plugin.engine'])
