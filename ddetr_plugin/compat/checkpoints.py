@@ -1,0 +1,56 @@
+"""Lets ``torch.load`` read what mmengine's Runner writes, with its safety left on.
+
+Since torch 2.6 ``torch.load`` refuses every class and function that is not on an allow-list
+(``weights_only=True``). A Runner's checkpoint holds, besides tensors and plain Python values, the
+logged scalars: `HistoryBuffer` objects with numpy arrays in them, numpy scalars such as the best
+score, and references to HistoryBuffer's own statistics. This module allows exactly these.
+"""
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+__all__ = ['allow_runner_checkpoints']
+
+# dtypes of logged values and of dataset meta information.
+DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64', 'str')
+STATISTICS = ('min', 'max', 'mean', 'current')
+
+
+def _history_statistic(owner, name):
+    """Stand in for ``getattr`` while unpickling: only HistoryBuffer's four statistics.
+
+    A pickle names the method ``HistoryBuffer.mean`` as ``getattr(HistoryBuffer, 'mean')``. The
+    real getattr would open every attribute of every allowed object to a malicious file.
+
+    Raises:
+        ValueError: anything else is asked for.
+    """
+    if owner is not HistoryBuffer or name not in STATISTICS:
+        raise ValueError(
+            f'refused to look up {name!r} on {owner!r} while loading a checkpoint; '
+            f'only HistoryBuffer and {STATISTICS} are allowed'
+        )
+    return getattr(HistoryBuffer, name)
+
+
+def allow_runner_checkpoints():
+    """Put the types of mmengine's checkpoints on torch's allow-list, for the whole process.
+
+    Files written with numpy 1 (``numpy.core``) and numpy 2 (``numpy._core``) are both readable
+    with either. Calling it again changes nothing.
+    """
+    # __reduce__ names the rebuilding functions without importing numpy's private modules.
+    rebuild_array = np.empty(0).__reduce__()[0]
+    rebuild_scalar = np.float64(0).__reduce__()[0]
+    allowed = [
+        HistoryBuffer,
+        (_history_statistic, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(name)) for name in DTYPES),
+    ]
+    for core in ('numpy.core', 'numpy._core'):
+        allowed.append((rebuild_array, f'{core}.multiarray._reconstruct'))
+        allowed.append((rebuild_scalar, f'{core}.multiarray.scalar'))
+    torch.serialization.add_safe_globals(allowed)
