@@ -16,9 +16,7 @@ __all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS']
 SCOPE = 'ddetr_plugin'
 
 # Networks and everything built inside them: detector, transformer layers, attention, heads.
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['ddetr_plugin.models']
-)
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['ddetr_plugin.models'])
 # Assigners and match costs.
 TASK_UTILS = Registry(
     'task util', parent=MMENGINE_TASK_UTILS, scope=SCOPE, locations=['ddetr_plugin.models']

@@ -1,0 +1,6 @@
+"""How training runs: mixed precision on any device, exact resumption, start-up of the tools."""
+
+from ddetr_plugin.engine.autocast import AutocastOptimWrapper
+from ddetr_plugin.engine.random_state import RandomStateHook
+
+__all__ = ['AutocastOptimWrapper', 'RandomStateHook']

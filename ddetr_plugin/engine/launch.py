@@ -1,0 +1,156 @@
+"""From a command line to a Runner: what tools/train.py and tools/test.py share.
+
+The functions that change a config are given one that `load_config` has just read from its file.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+__all__ = [
+    'add_common_options',
+    'build_runner',
+    'enable_amp',
+    'enable_auto_scale_lr',
+    'load_config',
+    'require_file',
+]
+
+
+class _ConfigOptions(DictAction):
+    """mmengine's key=value parser, with a readable message for what is not key=value."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            key, separator, _ = value.partition('=')
+            if not separator or not key:
+                parser.error(f'{option_string} takes key=value pairs, got {value!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_common_options(parser):
+    """Add the options that training and testing have in common to an argparse parser."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and results')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_ConfigOptions,
+        metavar='KEY=VALUE',
+        help='override config values, e.g. train_cfg.max_epochs=2 key="[a,b]" key=a,b',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run (torchrun: pytorch)',
+    )
+    # Older torch launchers pass the local rank as an option, torchrun in the environment.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def require_file(path, what):
+    """Raise FileNotFoundError if the local file `path` is missing; URLs pass unchecked."""
+    if '://' not in str(path) and not Path(path).is_file():
+        raise FileNotFoundError(f'{what} {path} does not exist (looked from {Path.cwd()})')
+
+
+def load_config(path, overrides=None, work_dir=None, launcher='none'):
+    """Read a config file and apply the common options.
+
+    Args:
+        path: the config file.
+        overrides: dict of dotted keys and values, as ``--cfg-options`` gives.
+        work_dir: output folder; default the config's own, else ``work_dirs/<config name>``.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+    Returns:
+        Config, not shared with anyone.
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    require_file(path, 'config')
+    config = Config.fromfile(path)
+    if overrides:
+        config.merge_from_dict(overrides)
+    config.launcher = launcher
+    if work_dir is not None:
+        config.work_dir = str(work_dir)
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs') / Path(path).stem)
+    return config
+
+
+def enable_amp(config):
+    """Turn on mixed precision: scaled float16 on CUDA, bfloat16 autocast elsewhere.
+
+    Raises:
+        ValueError: the config's optim_wrapper is of a kind that cannot be exchanged.
+    """
+    wrapper = config.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind in ('AmpOptimWrapper', 'ddetr_plugin.AutocastOptimWrapper'):
+        return
+    if kind != 'OptimWrapper':
+        raise ValueError(
+            f'--amp replaces an optim_wrapper of type OptimWrapper, but the config has {kind!r}; '
+            'set up mixed precision in the config instead'
+        )
+    if torch.cuda.is_available():
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.loss_scale = 'dynamic'
+    else:
+        wrapper.type = 'ddetr_plugin.AutocastOptimWrapper'
+
+
+def enable_auto_scale_lr(config):
+    """Turn on mmengine's linear scaling: every lr times (processes * batch_size / base).
+
+    Raises:
+        ValueError: the config does not say for which batch size its learning rate is meant.
+    """
+    settings = config.get('auto_scale_lr')
+    if not settings or 'base_batch_size' not in settings:
+        raise ValueError(
+            '--auto-scale-lr needs the batch size that the learning rate was chosen for; add '
+            'auto_scale_lr = dict(enable=False, base_batch_size=32) to the config'
+        )
+    settings.enable = True
+
+
+def _join_gloo_processes(config):
+    """Start a distributed run without GPUs; mmengine's own start-up needs CUDA."""
+    if config.launcher != 'pytorch':
+        raise ValueError(
+            f'--launcher {config.launcher} needs GPUs; without them start with torchrun and '
+            '--launcher pytorch'
+        )
+    if 'RANK' not in os.environ:
+        raise ValueError('--launcher pytorch works under torchrun only (RANK is not set)')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    if config.get('model_wrapper_cfg') is None:
+        # As Runner's default, except device_ids, which must be None for a model on the CPU.
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        )
+
+
+def build_runner(config, local_rank=0):
+    """The Runner of a config made by `load_config`, with the processes of a launcher joined.
+
+    Raises:
+        ValueError: the launcher does not fit the machine or the environment.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    if config.launcher != 'none' and not torch.cuda.is_available():
+        _join_gloo_processes(config)
+    if 'runner_type' in config:
+        return RUNNERS.build(config)
+    return Runner.from_cfg(config)

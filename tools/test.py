@@ -1,0 +1,81 @@
+"""Evaluate a checkpoint on a config's test data.
+
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out RESULTS.pkl]
+        [--show] [--show-dir DIR] [--cfg-options KEY=VALUE ...]
+
+On several processes:
+
+    torchrun --nproc_per_node=2 tools/test.py CONFIG CHECKPOINT --launcher pytorch
+"""
+
+import argparse
+
+# Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
+import ddetr_plugin  # noqa: F401
+from ddetr_plugin.engine import launch
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    launch.add_common_options(parser)
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('--out', metavar='RESULTS.pkl', help='write the predictions as a pickle')
+    parser.add_argument('--show', action='store_true', help='show the drawn predictions')
+    parser.add_argument(
+        '--show-dir', help='write the drawn predictions to WORK_DIR/TIMESTAMP/SHOW_DIR'
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
+    return parser, parser.parse_args(arguments)
+
+
+def enable_drawing(config, show, show_dir, wait_time):
+    """Let mmdet's visualisation hook draw predictions beside the ground truth.
+
+    Raises:
+        ValueError: the config has no visualisation hook.
+    """
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError(
+            "--show and --show-dir need mmdet's hook in the config: "
+            'default_hooks = dict(visualization=dict(type="DetVisualizationHook"))'
+        )
+    hook.draw = True
+    if show:
+        hook.show = True
+        hook.wait_time = wait_time
+    if show_dir is not None:
+        hook.test_out_dir = show_dir
+
+
+def make_config(args):
+    """The config that the command line asks for."""
+    config = launch.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    launch.require_file(args.checkpoint, 'checkpoint')
+    config.load_from = args.checkpoint
+    config.resume = False
+    if args.show or args.show_dir is not None:
+        enable_drawing(config, args.show, args.show_dir, args.wait_time)
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out must end with .pkl or .pickle, got {args.out}')
+    return config
+
+
+def main(arguments=None):
+    parser, args = parse_args(arguments)
+    try:
+        config = make_config(args)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    runner = launch.build_runner(config, args.local_rank)
+    if args.out is not None:
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,70 @@
+"""Train a model from a config file.
+
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
+        [--auto-scale-lr] [--cfg-options KEY=VALUE ...]
+
+On several processes (GPUs, or CPUs with gloo):
+
+    torchrun --nproc_per_node=2 tools/train.py CONFIG --launcher pytorch
+"""
+
+import argparse
+
+# Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
+import ddetr_plugin  # noqa: F401
+from ddetr_plugin.engine import launch
+
+
+def parse_args(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    launch.add_common_options(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint; without a value, from the newest in the work dir',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='multiply every learning rate by (processes * batch size / base batch size); '
+        'gradient accumulation is not counted',
+    )
+    return parser, parser.parse_args(arguments)
+
+
+def make_config(args):
+    """The config that the command line asks for."""
+    config = launch.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    if args.amp:
+        launch.enable_amp(config)
+    if args.auto_scale_lr:
+        launch.enable_auto_scale_lr(config)
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None
+        if args.resume != 'auto':
+            launch.require_file(args.resume, 'checkpoint')
+            config.load_from = args.resume
+    return config
+
+
+def main(arguments=None):
+    parser, args = parse_args(arguments)
+    try:
+        config = make_config(args)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    launch.build_runner(config, args.local_rank).train()
+
+
+if __name__ == '__main__':
+    main()
