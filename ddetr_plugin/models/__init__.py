@@ -1,0 +1,41 @@
+"""The components, registered on import in `ddetr_plugin.registry`."""
+
+from ddetr_plugin.models.assigner import HungarianAssigner
+from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
+from ddetr_plugin.models.backbones.dilated_resnet import DilatedResNet
+from ddetr_plugin.models.bbox_head import DeformableDETRHead
+from ddetr_plugin.models.criterion import SetCriterion, Targets
+from ddetr_plugin.models.decoder import (
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+)
+from ddetr_plugin.models.detector import DeformableDETR
+from ddetr_plugin.models.encoder import (
+    DeformableTransformerEncoder,
+    DeformableTransformerEncoderLayer,
+)
+from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
+from ddetr_plugin.models.query_head import InitialQueries, LearnedQueryHead, TwoStageHead
+
+__all__ = [
+    'DeformableDETR',
+    'DeformableDETRHead',
+    'DeformableTransformerDecoder',
+    'DeformableTransformerDecoderLayer',
+    'DeformableTransformerEncoder',
+    'DeformableTransformerEncoderLayer',
+    'DilatedResNet',
+    'FeatureLevels',
+    'FocalCost',
+    'GIoUCost',
+    'HungarianAssigner',
+    'InitialQueries',
+    'L1Cost',
+    'LearnedQueryHead',
+    'MSDeformAttn',
+    'MultiheadSelfAttention',
+    'SetCriterion',
+    'Targets',
+    'TwoStageHead',
+]

@@ -1,0 +1,186 @@
+"""Multi-scale deformable attention, and the self-attention of decoder queries."""
+
+import math
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ddetr_plugin.models.boxes import at_least_float32
+from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.ops import ms_deform_attn
+from ddetr_plugin.registry import MODELS
+
+__all__ = ['MSDeformAttn', 'MultiheadSelfAttention']
+
+
+@MODELS.register_module()
+class MSDeformAttn(BaseModule):
+    """Multi-scale deformable attention, Eq. 3 of arXiv:2010.04159.
+
+    Returns the attention only; residual, dropout and norm belong to the layer.
+
+    Args:
+        embed_dims: C, a multiple of `num_heads`.
+        num_heads: M.
+        num_levels: L.
+        num_points: P, sampling points of each head on each level.
+        init_cfg: mmengine initialisation, applied before the paper's (A.4).
+
+    Raises:
+        ValueError: a number is not positive, or `embed_dims` is not a multiple of `num_heads`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        init_cfg=None,
+    ):
+        super().__init__(init_cfg)
+        if min(embed_dims, num_heads, num_levels, num_points) < 1:
+            raise ValueError(
+                'embed_dims, num_heads, num_levels and num_points must be positive, got '
+                f'{embed_dims}, {num_heads}, {num_levels} and {num_points}'
+            )
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims must be a multiple of num_heads, got {embed_dims} and {num_heads}'
+            )
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dims, samples * 2)
+        self.attention_weights = nn.Linear(embed_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Points on a ray per head, the k-th at k cells; uniform attention (paper A.4)."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)  # (M, 2)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * distance[:, None]  # (M, 1, P, 2)
+        with torch.no_grad():
+            bias = self.sampling_offsets.bias.view(self.num_heads, -1, self.num_points, 2)
+            bias.copy_(offsets.expand_as(bias))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def init_weights(self) -> None:
+        """Initialises anew, after a parent may have drawn all matrices from one distribution."""
+        super().init_weights()
+        self.reset_parameters()
+
+    def forward(
+        self, query: Tensor, memory: Tensor, reference_points: Tensor, levels: FeatureLevels
+    ) -> Tensor:
+        """Samples `memory` around the reference points and mixes what it finds.
+
+        Args:
+            query: (B, Q, C), position already added.
+            memory: (B, S, C), the flattened levels.
+            reference_points: (B or 1, Q, L, 2) as (x, y) or (B or 1, Q, L, 4) as (cx, cy, w, h),
+                normalised by the *padded* map of each level; float32 or better.
+            levels: describes `memory`; padded tokens contribute zero.
+
+        Returns:
+            (B, Q, C), dtype of the output projection.
+
+        Raises:
+            ValueError: shapes do not fit this module; the message names the argument.
+        """
+        self._check(query, memory, reference_points, levels)
+        value = self.value_proj(memory)
+        if levels.padding_mask is not None:
+            value = value.masked_fill(levels.padding_mask[..., None], 0.0)
+        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, D)
+
+        heads = (self.num_heads, self.num_levels, self.num_points)
+        # Outside autocast: an offset in 16 bits misses its cell on large maps.
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(self.sampling_offsets.weight.dtype)
+            offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
+            logits = at_least_float32(self.attention_weights(query))
+        offsets = at_least_float32(offsets)  # (B, Q, M, L, P, 2)
+        weights = logits.unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, heads[1:])  # (B, Q, M, L, P)
+
+        centre = reference_points[:, :, None, :, None, :2]
+        if reference_points.shape[-1] == 2:
+            # Offsets are in cells; (W, H) makes them relative to the map.
+            cells = levels.spatial_shapes.flip(-1).to(offsets.dtype)
+            locations = centre + offsets / cells[:, None]
+        else:
+            # A box: offsets of num_points reach its border (paper A.4, refinement).
+            size = reference_points[:, :, None, :, None, 2:]
+            locations = centre + offsets / self.num_points * size * 0.5
+
+        sampled = ms_deform_attn(
+            value, levels.spatial_shapes, levels.level_start_index, locations, weights
+        )
+        return self.output_proj(sampled)
+
+    def _check(
+        self, query: Tensor, memory: Tensor, reference_points: Tensor, levels: FeatureLevels
+    ) -> None:
+        if query.dim() != 3 or query.shape[-1] != self.embed_dims:
+            raise ValueError(f'query must be (B, Q, {self.embed_dims}), got {tuple(query.shape)}')
+        if len(levels.sizes) != self.num_levels:
+            raise ValueError(
+                f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; set '
+                "the neck's num_outs and num_levels of every MSDeformAttn to the same number"
+            )
+        tokens = sum(levels.tokens_per_level)
+        if memory.shape != (query.shape[0], tokens, self.embed_dims):
+            raise ValueError(
+                f'memory must be (B, S, C) = {(query.shape[0], tokens, self.embed_dims)} for '
+                f'levels of {levels.sizes}, got {tuple(memory.shape)}'
+            )
+        batch, *rest = reference_points.shape
+        wanted = [[query.shape[1], self.num_levels, n] for n in (2, 4)]
+        if batch not in (1, query.shape[0]) or rest not in wanted:
+            raise ValueError(
+                f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {query.shape[0]}, '
+                f'Q={query.shape[1]}, L={self.num_levels}, got {tuple(reference_points.shape)}'
+            )
+
+
+@MODELS.register_module()
+class MultiheadSelfAttention(BaseModule):
+    """Attention among the decoder's queries (Eq. 1), by torch's own module.
+
+    Args:
+        embed_dims: C, a multiple of `num_heads`.
+        num_heads: M.
+        dropout: on the attention weights.
+        init_cfg: mmengine initialisation.
+    """
+
+    def __init__(
+        self, embed_dims: int = 256, num_heads: int = 8, dropout: float = 0.0, init_cfg=None
+    ):
+        super().__init__(init_cfg)
+        self.attn = nn.MultiheadAttention(embed_dims, num_heads, dropout, batch_first=True)
+
+    def forward(self, query: Tensor, value: Tensor) -> Tensor:
+        """Attends from every query to every query.
+
+        Args:
+            query: (B, Q, C), position already added; also the keys.
+            value: (B, Q, C).
+
+        Returns:
+            (B, Q, C), without residual.
+        """
+        return self.attn(query, query, value, need_weights=False)[0]

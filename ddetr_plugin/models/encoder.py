@@ -1,0 +1,132 @@
+"""The deformable transformer encoder (paper 4.1, "Deformable Transformer Encoder")."""
+
+from typing import Dict
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.registry import MODELS
+
+__all__ = ['DeformableTransformerEncoder', 'DeformableTransformerEncoderLayer']
+
+
+def xavier_uniform_matrices(module: nn.Module) -> None:
+    """Draws every parameter of two or more dimensions from Xavier's uniform distribution."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+@MODELS.register_module()
+class DeformableTransformerEncoderLayer(BaseModule):
+    """Self-attention over the tokens of all levels, then a feed-forward network, each with
+    dropout, residual and norm.
+
+    Args:
+        embed_dims: C, for the norms.
+        self_attn: config of a module with the interface of `MSDeformAttn`.
+        ffn: config of a module (B, S, C) -> (B, S, C) that adds no residual of its own, such as
+            mmcv's FFN with `add_identity=False`.
+        norm: config of the norm, such as `dict(type='LN')`.
+        dropout: after the attention; the feed-forward network has its own.
+        init_cfg: mmengine initialisation.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        self_attn: Dict,
+        ffn: Dict,
+        norm: Dict,
+        dropout: float = 0.1,
+        init_cfg=None,
+    ):
+        super().__init__(init_cfg)
+        self.self_attn = MODELS.build(self_attn)
+        self.ffn = MODELS.build(ffn)
+        self.norms = ModuleList(build_norm_layer(norm, embed_dims)[1] for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        """All matrices Xavier uniform, then what the parts define for themselves."""
+        xavier_uniform_matrices(self)
+        super().init_weights()
+
+    def forward(
+        self, tokens: Tensor, pos: Tensor, reference_points: Tensor, levels: FeatureLevels
+    ) -> Tensor:
+        """Refines the tokens once.
+
+        Args:
+            tokens: (B, S, C).
+            pos: (B or 1, S, C), position and level embedding.
+            reference_points: (B, S, L, 2), see `FeatureLevels.token_reference_points`.
+            levels: describes the tokens.
+
+        Returns:
+            (B, S, C).
+        """
+        attention = self.self_attn(tokens + pos, tokens, reference_points, levels)
+        tokens = self.norms[0](tokens + self.dropout(attention))
+        return self.norms[1](tokens + self.ffn(tokens))
+
+
+@MODELS.register_module()
+class DeformableTransformerEncoder(BaseModule):
+    """A stack of encoder layers over multi-scale tokens, with an embedding per level.
+
+    Args:
+        embed_dims: C.
+        num_levels: L, rows of the level embedding.
+        num_layers: number of layers; 0 is allowed and leaves the tokens as they are.
+        layer: config of one layer; built `num_layers` times.
+        init_cfg: mmengine initialisation.
+    """
+
+    def __init__(
+        self, embed_dims: int, num_levels: int, num_layers: int, layer: Dict, init_cfg=None
+    ):
+        super().__init__(init_cfg)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dims))
+        nn.init.normal_(self.level_embed)
+        self.layers = ModuleList(MODELS.build(layer) for _ in range(num_layers))
+
+    def init_weights(self) -> None:
+        """Level embedding from N(0, 1), layers by themselves."""
+        nn.init.normal_(self.level_embed)
+        super().init_weights()
+
+    def forward(self, tokens: Tensor, pos: Tensor, levels: FeatureLevels) -> Tensor:
+        """Encodes the tokens into the memory that the decoder reads.
+
+        Args:
+            tokens: (B, S, C), flattened levels.
+            pos: (B or 1, S, C), positional encoding within each level.
+            levels: describes the tokens.
+
+        Returns:
+            (B, S, C).
+
+        Raises:
+            ValueError: `levels` has another number of levels than the embedding.
+        """
+        if len(levels.sizes) != len(self.level_embed):
+            raise ValueError(
+                f'levels must have num_levels={len(self.level_embed)} sizes, got {levels.sizes}; '
+                "set the neck's num_outs and the encoder's num_levels to the same number"
+            )
+        # Slices by Python ints: repeat_interleave with a tensor would synchronise the host.
+        pos = torch.cat(
+            [
+                part + embed
+                for part, embed in zip(pos.split(levels.tokens_per_level, 1), self.level_embed)
+            ],
+            dim=1,
+        )
+        reference_points = levels.token_reference_points()
+        for layer in self.layers:
+            tokens = layer(tokens, pos, reference_points, levels)
+        return tokens

@@ -1,0 +1,161 @@
+"""The record that describes a batch of flattened multi-scale features, and what follows from it."""
+
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ['FeatureLevels', 'flatten_levels']
+
+Size = Tuple[int, int]
+
+
+class FeatureLevels(NamedTuple):
+    """Where the tokens of each feature level lie, and which of them are padding.
+
+    B pictures, L levels, S tokens in all. Made by `from_images`; every number that the host
+    needs is also a Python int, so nothing is ever read back from the device.
+
+    Attributes:
+        sizes: L pairs (H_l, W_l) of ints, in cells.
+        spatial_shapes: (L, 2) int64, the same as a tensor.
+        level_start_index: (L,) int64, index in S of each level's first token.
+        valid_sizes: (B, L, 2) float32, (width, height) of the unpadded part in cells.
+        valid_ratios: (B, L, 2) float32, (width, height) of the unpadded part over W_l, H_l; 0..1.
+        padding_mask: (B, S) bool, True on padding; None if nothing is padded.
+    """
+
+    sizes: Tuple[Size, ...]
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+    valid_sizes: Tensor
+    valid_ratios: Tensor
+    padding_mask: Optional[Tensor]
+
+    @classmethod
+    def from_images(
+        cls,
+        sizes: Sequence[Size],
+        batch_shape: Size,
+        image_shapes: Sequence[Size],
+        device: torch.device,
+    ) -> 'FeatureLevels':
+        """Describes features of a batch of pictures padded at the right and the bottom.
+
+        Args:
+            sizes: L pairs (H_l, W_l) of the feature maps, in cells.
+            batch_shape: (H, W) of the padded batch, in pixels.
+            image_shapes: B pairs (h, w) of the pictures before padding, in pixels.
+            device: where the tensors are wanted.
+
+        Raises:
+            ValueError: a picture is empty or larger than the batch.
+        """
+        sizes = tuple((int(h), int(w)) for h, w in sizes)
+        for i, (h, w) in enumerate(image_shapes):
+            if not (0 < h <= batch_shape[0] and 0 < w <= batch_shape[1]):
+                raise ValueError(
+                    f'img_shape of picture {i} is {(h, w)}, but must be at least 1 x 1 and at most '
+                    f'the batch of {tuple(batch_shape)}; is the data preprocessor the one that '
+                    'padded this batch?'
+                )
+        valid = np.array(
+            [
+                [
+                    (_valid_cells(w, batch_shape[1], cols), _valid_cells(h, batch_shape[0], rows))
+                    for rows, cols in sizes
+                ]
+                for h, w in image_shapes
+            ],
+            dtype=np.float32,
+        )  # (B, L, 2)
+        cells = np.array([(cols, rows) for rows, cols in sizes], dtype=np.float32)
+        starts = np.cumsum([0] + [h * w for h, w in sizes[:-1]])
+        valid_sizes = torch.from_numpy(valid).to(device)
+        padded = bool((valid < cells).any())
+        return cls(
+            sizes=sizes,
+            spatial_shapes=torch.tensor(sizes, dtype=torch.int64, device=device),
+            level_start_index=torch.as_tensor(starts, dtype=torch.int64, device=device),
+            valid_sizes=valid_sizes,
+            valid_ratios=torch.from_numpy(valid / cells).to(device),
+            padding_mask=_padding_mask(sizes, valid_sizes) if padded else None,
+        )
+
+    @property
+    def tokens_per_level(self) -> Tuple[int, ...]:
+        """L ints, H_l * W_l; their sum is S."""
+        return tuple(h * w for h, w in self.sizes)
+
+    def level_masks(self) -> Tuple[Optional[Tensor], ...]:
+        """L masks (B, H_l, W_l) bool, True on padding; or L times None."""
+        if self.padding_mask is None:
+            return (None,) * len(self.sizes)
+        masks = self.padding_mask.split(self.tokens_per_level, dim=1)
+        return tuple(mask.unflatten(1, size) for mask, size in zip(masks, self.sizes))
+
+    def cell_centres(self) -> Tuple[Tensor, ...]:
+        """L tensors (H_l * W_l, 2) float32: (x, y) of each token's centre, in cells."""
+        device = self.valid_ratios.device
+        centres = []
+        for rows, cols in self.sizes:
+            y = torch.arange(rows, dtype=torch.float32, device=device) + 0.5
+            x = torch.arange(cols, dtype=torch.float32, device=device) + 0.5
+            grid = torch.stack((x.expand(rows, cols), y[:, None].expand(rows, cols)), dim=-1)
+            centres.append(grid.flatten(0, 1))
+        return tuple(centres)
+
+    def token_reference_points(self) -> Tensor:
+        """Reference points of the encoder: every token's centre, seen from every level.
+
+        Returns:
+            (B, S, L, 2) float32, (x, y) over the *padded* map of each level (paper 4.1).
+        """
+        # From the tensor on the device: a tensor made of Python numbers would be a transfer.
+        extent = self.valid_ratios * self.spatial_shapes.flip(-1)  # (B, L, 2)
+        normalised = [
+            centres / extent[:, None, level] for level, centres in enumerate(self.cell_centres())
+        ]
+        return torch.cat(normalised, dim=1)[:, :, None] * self.valid_ratios[:, None]
+
+    def to_padded_maps(self, reference_points: Tensor) -> Tensor:
+        """Converts points or boxes over the pictures into ones over each level's padded map.
+
+        Args:
+            reference_points: (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h), normalised by
+                the unpadded picture.
+
+        Returns:
+            (B, Q, L, 2 or 4), normalised by the padded map.
+        """
+        ratios = self.valid_ratios[:, None]
+        if reference_points.shape[-1] == 4:
+            ratios = torch.cat((ratios, ratios), dim=-1)
+        return reference_points[:, :, None] * ratios
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Concatenates L maps (B, C, H_l, W_l) into tokens (B, S, C), row by row, level by level."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+
+
+def _valid_cells(image_length: int, batch_length: int, cells: int) -> int:
+    """Cells of one axis that nearest interpolation of the padding mask leaves valid.
+
+    In float32, as torch's interpolate computes its source index, so that odd sizes round alike.
+    """
+    scale = np.float32(batch_length) / np.float32(cells)
+    source = np.floor(np.arange(cells, dtype=np.float32) * scale)
+    return int((source < image_length).sum())
+
+
+def _padding_mask(sizes: Sequence[Size], valid_sizes: Tensor) -> Tensor:
+    """(B, S) bool from the number of valid columns and rows, (B, L, 2) as (width, height)."""
+    masks = []
+    for level, (rows, cols) in enumerate(sizes):
+        valid_cols, valid_rows = valid_sizes[:, level, 0], valid_sizes[:, level, 1]
+        outside_x = torch.arange(cols, device=valid_sizes.device) >= valid_cols[:, None]
+        outside_y = torch.arange(rows, device=valid_sizes.device) >= valid_rows[:, None]
+        masks.append((outside_y[:, :, None] | outside_x[:, None, :]).flatten(1))
+    return torch.cat(masks, dim=1)
