@@ -1,0 +1,80 @@
+# Each target does all the set-up it needs; `make help` lists them.
+# PYTHON=path   the Python that .venv is made from (3.10 or newer); its torch is used if >= 2.10
+# DATA=path     a COCO-format folder of your own for `make demo`
+# ARGS='...'    further arguments for pytest, the demo or the benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DATA ?=
+ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+NATIVE_SOURCES := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' 2>/dev/null)
+CXX_FOUND := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name))))
+# Exits with 0 when the Python that runs it has a torch that is new enough.
+HAS_TORCH := import torch; \
+	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-cuda lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMPS)/package ## make .venv, install what is pinned, build the op
+
+demo: setup ## train, evaluate and draw; DATA=path takes your own COCO-format folder
+	$(PY) tools/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: setup ## run the tests
+	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) $(PY) -m pytest -q --tb=short $(ARGS)
+
+test-cuda: setup ## run the tests that need a GPU
+	DDETR_REQUIRE_NATIVE=1 $(PY) -m pytest -q --tb=short -m cuda $(ARGS)
+
+lint: $(STAMPS)/requirements ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: setup ## measure the op
+	$(PY) tools/benchmark_op.py $(ARGS)
+
+clean: ## remove what was built, but neither .venv nor results
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package
+	find ddetr_plugin -name '*.so' -delete
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The steps of the set-up leave stamps, so that each is repeated only when its inputs change.
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
+		echo 'Making $(VENV) on top of the torch that $(PYTHON) has'; \
+		$(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+		echo 'Making $(VENV)'; \
+		$(PYTHON) -m venv $(VENV); \
+	fi || { rm -rf $(VENV); \
+		echo 'The venv module failed; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+
+$(STAMPS)/torch: | $(PY)
+	@mkdir -p $(STAMPS)
+	@$(PY) -c '$(HAS_TORCH)' 2>/dev/null || { echo 'Installing $(TORCH)'; $(PIP) '$(TORCH)'; }
+	@touch $@
+
+$(STAMPS)/requirements: $(STAMPS)/torch $(wildcard requirements/*.txt)
+	@echo 'Installing the pinned packages'
+	@$(PIP) -r requirements/runtime.txt -r requirements/dev.txt
+	@$(PIP) --no-deps -r requirements/openmmlab.txt
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)
+	@echo 'Building the op and installing the package'
+	@$(if $(CXX_FOUND),,echo 'No C++ compiler: the op will run on its slower PyTorch path' >&2; DDETR_BUILD_OPS=0) \
+		$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
