@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from builders import tiny_config
+from mmengine.config import Config
 
 CLASSES = ('square', 'bar', 'post')
 
@@ -65,14 +67,111 @@ def tiny_coco(tmp_path_factory):
     return TinyCoco(root, annotation_file, images_dir, CLASSES)
 
 
+@pytest.fixture
+def tiny_job(tmp_path, tiny_coco):
+    """Writes complete config files: a tiny Deformable DETR, three epochs on `tiny_coco`.
+
+    Call it with a file name and config values to change; it returns the path of the file. BN is
+    trained, dropout and flips are on: everything that carries state or draws random numbers.
+    """
+
+    def dataloader(shuffle):
+        flip = [dict(type='RandomFlip', prob=0.5)] if shuffle else []
+        return dict(
+            batch_size=2,
+            num_workers=0,
+            persistent_workers=False,
+            sampler=dict(type='DefaultSampler', shuffle=shuffle),
+            dataset=dict(
+                type='CocoDataset',
+                ann_file=str(tiny_coco.annotations),
+                data_prefix=dict(img=str(tiny_coco.images)),
+                metainfo=dict(classes=tiny_coco.classes),
+                test_mode=not shuffle,
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations', with_bbox=True),
+                    dict(type='Resize', scale=(64, 48), keep_ratio=True),
+                    *flip,
+                    dict(
+                        type='PackDetInputs',
+                        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+                    ),
+                ],
+            ),
+        )
+
+    def write(name='tiny.py', **changes):
+        evaluator = dict(type='CocoMetric', ann_file=str(tiny_coco.annotations), metric='bbox')
+        model = tiny_config(
+            embed_dims=16,
+            dropout=0.1,
+            backbone=dict(
+                base_channels=8, frozen_stages=-1, norm_cfg=dict(requires_grad=True), norm_eval=False
+            ),
+            neck=dict(in_channels=[16, 32, 64]),
+            bbox_head=dict(num_classes=3),
+        )
+        config = Config(
+            dict(
+                default_scope='mmdet',
+                custom_imports=dict(imports=['ddetr_plugin'], allow_failed_imports=False),
+                work_dir=str(tmp_path / 'work'),
+                experiment_name=f'{tmp_path.name}-{name}',
+                model=model,
+                train_dataloader=dataloader(shuffle=True),
+                val_dataloader=dataloader(shuffle=False),
+                test_dataloader=dataloader(shuffle=False),
+                val_evaluator=evaluator,
+                test_evaluator=evaluator,
+                train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=1),
+                val_cfg=dict(type='ValLoop'),
+                test_cfg=dict(type='TestLoop'),
+                optim_wrapper=dict(
+                    type='OptimWrapper',
+                    optimizer=dict(type='AdamW', lr=1e-3),
+                    clip_grad=dict(max_norm=0.1),
+                ),
+                param_scheduler=[dict(type='MultiStepLR', by_epoch=True, milestones=[1])],
+                auto_scale_lr=dict(enable=False, base_batch_size=32),
+                default_hooks=dict(
+                    checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto'),
+                    visualization=dict(type='DetVisualizationHook'),
+                ),
+                custom_hooks=[dict(type='ddetr_plugin.RandomStateHook')],
+                visualizer=dict(
+                    type='DetLocalVisualizer',
+                    vis_backends=[dict(type='LocalVisBackend')],
+                    name='visualizer',
+                ),
+                randomness=dict(seed=0),
+                log_level='WARNING',
+            )
+        )
+        config.merge_from_dict(changes)
+        path = tmp_path / name
+        config.dump(path)
+        return path
+
+    return write
+
+
+def _require_native(report):
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ''
+    required = os.environ.get('DDETR_REQUIRE_NATIVE') == '1'
+    if required and report.skipped and 'native' in reason.lower():
+        report.outcome = 'failed'
+        report.longrepr = f'{reason}\n(a failure because DDETR_REQUIRE_NATIVE=1)'
+    return report
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """DDETR_REQUIRE_NATIVE=1 turns skips for want of the compiled op into failures."""
-    report = yield
-    required = os.environ.get('DDETR_REQUIRE_NATIVE') == '1'
-    if required and report.skipped and isinstance(report.longrepr, tuple):
-        reason = report.longrepr[2]
-        if 'native' in reason.lower():
-            report.outcome = 'failed'
-            report.longrepr = f'{reason}\n(a failure because DDETR_REQUIRE_NATIVE=1)'
-    return report
+    """DDETR_REQUIRE_NATIVE=1 turns skips for want of the native op into failures."""
+    return _require_native((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a whole file that skips itself."""
+    return _require_native((yield))

@@ -6,6 +6,8 @@ logged scalars: `HistoryBuffer` objects with numpy arrays in them, numpy scalars
 score, and references to HistoryBuffer's own statistics. This module allows exactly these.
 """
 
+from pickle import UnpicklingError
+
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
@@ -24,10 +26,10 @@ def _history_statistic(owner, name):
     real getattr would open every attribute of every allowed object to a malicious file.
 
     Raises:
-        ValueError: anything else is asked for.
+        UnpicklingError: anything else is asked for.
     """
     if owner is not HistoryBuffer or name not in STATISTICS:
-        raise ValueError(
+        raise UnpicklingError(
             f'refused to look up {name!r} on {owner!r} while loading a checkpoint; '
             f'only HistoryBuffer and {STATISTICS} are allowed'
         )

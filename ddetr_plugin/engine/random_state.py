@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
 
 from ddetr_plugin.registry import HOOKS
 
@@ -46,41 +47,39 @@ def restore_random_state(state):
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Every epoch starts from the random state in which the previous one ended.
+    """Puts the random state into checkpoints and hides validation's draws from the training.
 
     mmengine restores weights, optimizer, schedules and seed on resumption, but not the position
-    inside the random streams: dropout and augmentations of a resumed run differ from those of a
-    run that was never stopped. This hook stores the states of all processes in the checkpoint
-    and makes validation, which also draws numbers, invisible to the training.
+    inside the random streams: dropout and augmentations of a resumed run would differ from those
+    of a run that was never stopped. With this hook they are the same, bit for bit, where
 
-    Resumption is then bit for bit under three conditions: the config sets ``randomness.seed``
-    (the sampler is built from it), checkpoints are written at ends of epochs by an epoch-based
-    loop, and data workers, if any, are not persistent (their streams live outside this process;
-    without persistence mmengine seeds them anew each epoch).
+    * the config sets ``randomness.seed`` (samplers and data workers are seeded from it), and
+    * in an epoch-based loop, checkpoints are written at ends of epochs and data workers, if
+      any, are not persistent (their streams live outside this process; without persistence
+      mmengine seeds them anew each epoch); any number of processes; or
+    * in an iteration-based loop, one process with at least one data worker and an
+      InfiniteSampler (mmengine replays the workers up to the iteration of the checkpoint).
+
+    Elsewhere it changes nothing for the worse: runs continue as they do without it.
     """
 
     # Before CheckpointHook (VERY_LOW), which writes the state down at the end of the same epoch.
     priority = 'LOW'
 
     def __init__(self):
-        self._states = None
-
-    def after_train_epoch(self, runner):
-        """Take the state of every process; only the first one writes checkpoints."""
-        self._states = all_gather_object(capture_random_state())
-
-    def before_save_checkpoint(self, runner, checkpoint):
-        if self._states is not None:
-            checkpoint[KEY] = self._states
+        self._states = None  # of all processes, where training continues from
+        self._before_validation = None
+        self._replayed = False  # an iteration-based loop has just replayed its data
 
     def after_load_checkpoint(self, runner, checkpoint):
         self._states = checkpoint.get(KEY)
 
     def before_train(self, runner):
+        """Decide whether the loaded states, if any, belong to this run."""
         if self._states is None:
             return
         if runner.iter == 0:
-            # Weights were loaded to start a new training, not to continue this one.
+            # Weights were loaded to start a new training, not to continue that one.
             self._states = None
         elif len(self._states) != get_world_size():
             runner.logger.warning(
@@ -88,7 +87,31 @@ class RandomStateHook(Hook):
                 f'{get_world_size()} are running: the run continues, but not bit for bit.'
             )
             self._states = None
+        self._replayed = self._states is not None
 
     def before_train_epoch(self, runner):
+        """Start the epoch from where the previous one ended, here or in the resumed run."""
         if self._states is not None:
             restore_random_state(self._states[get_rank()])
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self._replayed and isinstance(runner.train_loop, IterBasedTrainLoop):
+            restore_random_state(self._states[get_rank()])
+        self._replayed = False
+
+    def after_train_epoch(self, runner):
+        """Take the states of all processes here: only the first one writes checkpoints."""
+        self._states = all_gather_object(capture_random_state())
+
+    def before_val(self, runner):
+        self._before_validation = capture_random_state()
+
+    def after_val(self, runner):
+        restore_random_state(self._before_validation)
+        self._before_validation = None
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and get_world_size() == 1:
+            checkpoint[KEY] = [self._before_validation or capture_random_state()]
+        elif self._states is not None:
+            checkpoint[KEY] = self._states
