@@ -1,0 +1,185 @@
+"""tools/train.py and tools/test.py from the command line's point of view."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ddetr_plugin.engine import launch
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def tool(name):
+    """The module of a script in tools/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train():
+    return tool('train')
+
+
+@pytest.fixture
+def test():
+    return tool('test')
+
+
+@pytest.fixture
+def one_epoch(tiny_job):
+    return tiny_job(train_cfg=dict(max_epochs=1, val_begin=2))
+
+
+def train_config(train, *arguments):
+    _, args = train.parse_args([str(argument) for argument in arguments])
+    return train.make_config(args)
+
+
+def test_train_test_and_draw_from_the_command_line(train, test, one_epoch, tmp_path, capsys):
+    work_dir = tmp_path / 'out'
+    train.main([str(one_epoch), '--work-dir', str(work_dir)])
+    checkpoint = work_dir / 'epoch_1.pth'
+    assert checkpoint.is_file()
+    results = tmp_path / 'results.pkl'
+    common = [str(one_epoch), str(checkpoint), '--work-dir', str(work_dir)]
+    # Thresholds of an untrained model: draw everything.
+    test.main([*common, '--out', str(results), '--show-dir', 'drawn'])
+    assert 'Average Precision' in capsys.readouterr().out
+    predictions = pickle.loads(results.read_bytes())
+    assert [p['img_id'] for p in predictions] == list(range(1, 9))
+    assert predictions[0]['pred_instances']['bboxes'].shape[1] == 4
+    assert len(list(work_dir.glob('*/drawn/*.png'))) == 8
+
+
+def test_amp_trains_on_this_machine(train, one_epoch, tmp_path):
+    train.main([str(one_epoch), '--work-dir', str(tmp_path / 'amp'), '--amp'])
+    weights = torch.load(tmp_path / 'amp' / 'epoch_1.pth')['state_dict']
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_amp_keeps_the_other_settings_of_the_optim_wrapper(train, tiny_job):
+    before = Config.fromfile(tiny_job()).optim_wrapper
+    after = train_config(train, tiny_job(), '--amp').optim_wrapper
+    if torch.cuda.is_available():
+        assert (after.pop('type'), after.pop('loss_scale')) == ('AmpOptimWrapper', 'dynamic')
+    else:
+        assert after.pop('type') == 'ddetr_plugin.AutocastOptimWrapper'
+    before.pop('type')
+    assert after == before
+
+
+def test_amp_does_not_replace_an_optim_wrapper_of_another_kind(train, tiny_job):
+    config = tiny_job(optim_wrapper=dict(type='ApexOptimWrapper'))
+    with pytest.raises(ValueError, match='ApexOptimWrapper'):
+        train_config(train, config, '--amp')
+
+
+def test_auto_scale_lr_scales_every_parameter_group_by_the_batch_size(train, tiny_job):
+    mult = dict(custom_keys={'backbone': dict(lr_mult=0.1)})
+    path = tiny_job(optim_wrapper=dict(paramwise_cfg=mult))
+    config = train_config(train, path, '--auto-scale-lr')
+    runner = Runner.from_cfg(config)
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
+    # lr 1e-3 for batch 32, here batch 2; the backbone has a tenth.
+    rates = {round(group['lr'], 12) for group in wrapper.optimizer.param_groups}
+    assert rates == {1e-3 * 2 / 32, 1e-4 * 2 / 32}
+
+
+def test_auto_scale_lr_without_a_base_batch_size_is_refused(train, tiny_job):
+    path = tiny_job(auto_scale_lr=dict(_delete_=True, enable=False))
+    with pytest.raises(ValueError, match='base_batch_size'):
+        train_config(train, path, '--auto-scale-lr')
+
+
+def test_cfg_options_reach_nested_values_and_lists(train, tiny_job):
+    options = ['--cfg-options', 'train_cfg.max_epochs=7', 'param_scheduler.0.milestones=[3,5]']
+    config = train_config(train, tiny_job(), *options)
+    assert config.train_cfg.max_epochs == 7
+    assert config.param_scheduler[0].milestones == [3, 5]
+
+
+def test_the_work_dir_is_the_option_else_the_configs_own_else_named_after_the_config(
+    train, tiny_job, tmp_path
+):
+    assert train_config(train, tiny_job(), '--work-dir', 'here').work_dir == 'here'
+    assert train_config(train, tiny_job()).work_dir == str(tmp_path / 'work')
+    path = tiny_job('named.py', work_dir=None)
+    assert train_config(train, path).work_dir == 'work_dirs/named'
+
+
+def test_resume_takes_the_newest_or_the_given_checkpoint(train, tiny_job, tmp_path):
+    newest = train_config(train, tiny_job(), '--resume')
+    assert (newest.resume, newest.load_from) == (True, None)
+    file = tmp_path / 'epoch_1.pth'
+    file.touch()
+    given = train_config(train, tiny_job(), '--resume', file)
+    assert (given.resume, given.load_from) == (True, str(file))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['absent.py'], 'config absent.py does not exist'),
+        (['{config}', '--resume', 'absent.pth'], 'checkpoint absent.pth does not exist'),
+        (['{config}', '--cfg-options', 'lr'], "takes key=value pairs, got 'lr'"),
+        (['{config}', '--launcher', 'ssh'], 'invalid choice'),
+        (['{config}', '--no-such-option'], 'unrecognized arguments'),
+    ],
+)
+def test_a_wrong_command_line_of_train_says_what_is_wrong(
+    train, tiny_job, capsys, arguments, message
+):
+    config = str(tiny_job())
+    with pytest.raises(SystemExit) as stop:
+        train.main([argument.format(config=config) for argument in arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'changes', 'message'),
+    [
+        (['{config}', 'absent.pth'], {}, 'checkpoint absent.pth does not exist'),
+        (['{config}', '{file}', '--out', 'x.json'], {}, 'must end with .pkl or .pickle'),
+        (
+            ['{config}', '{file}', '--show-dir', 'x'],
+            {'default_hooks': {'visualization': None}},
+            'default_hooks = dict(visualization=',
+        ),
+    ],
+)
+def test_a_wrong_command_line_of_test_says_what_is_wrong(
+    test, tiny_job, capsys, arguments, changes, message
+):
+    config = str(tiny_job(**changes))
+    values = dict(config=config, file=config)
+    with pytest.raises(SystemExit) as stop:
+        test.main([argument.format(**values) for argument in arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_handed_to_a_runner_stays_as_it_was(tiny_job):
+    config = launch.load_config(tiny_job())
+    before = config.pretty_text
+    launch.build_runner(config)
+    assert config.pretty_text == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='concerns machines without a GPU')
+@pytest.mark.parametrize(
+    ('launcher', 'message'), [('slurm', 'needs GPUs'), ('pytorch', 'under torchrun only')]
+)
+def test_a_launcher_that_cannot_work_here_is_refused(tiny_job, monkeypatch, launcher, message):
+    monkeypatch.delenv('RANK', raising=False)
+    config = launch.load_config(tiny_job(), launcher=launcher)
+    with pytest.raises(ValueError, match=message):
+        launch.build_runner(config)
