@@ -107,7 +107,10 @@ def tiny_job(tmp_path, tiny_coco):
             embed_dims=16,
             dropout=0.1,
             backbone=dict(
-                base_channels=8, frozen_stages=-1, norm_cfg=dict(requires_grad=True), norm_eval=False
+                base_channels=8,
+                frozen_stages=-1,
+                norm_cfg=dict(requires_grad=True),
+                norm_eval=False,
             ),
             neck=dict(in_channels=[16, 32, 64]),
             bbox_head=dict(num_classes=3),

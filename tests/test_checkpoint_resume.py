@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 
-class Stopped(Exception):
+class KilledError(Exception):
     """Stands for the signal that ends a run in the middle of an epoch."""
 
 
@@ -19,7 +19,7 @@ class StopAt(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == self.iteration:
-            raise Stopped
+            raise KilledError
 
 
 def run(config_file, work_dir, stop_at=None, resume=False, **changes):
@@ -32,7 +32,7 @@ def run(config_file, work_dir, stop_at=None, resume=False, **changes):
     runner = Runner.from_cfg(config)
     if stop_at is not None:
         runner.register_hook(StopAt(stop_at))
-    with pytest.raises(Stopped) if stop_at is not None else nullcontext():
+    with pytest.raises(KilledError) if stop_at is not None else nullcontext():
         runner.train()
     if hasattr(runner.train_loop, 'dataloader_iterator'):
         # Left to the garbage collector, every data worker is waited for five seconds.
@@ -72,9 +72,7 @@ def test_without_the_stored_random_state_the_resumed_run_differs(tiny_job, tmp_p
 
 def test_an_iteration_based_run_with_a_data_worker_resumes_with_the_same_bits(tiny_job, tmp_path):
     config = tiny_job(
-        train_cfg=dict(
-            _delete_=True, type='IterBasedTrainLoop', max_iters=5, val_interval=2
-        ),
+        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5, val_interval=2),
         train_dataloader=dict(
             num_workers=1,
             persistent_workers=True,
