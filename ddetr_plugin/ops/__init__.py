@@ -1,0 +1,10 @@
+"""The operator: multi-scale deformable attention, native where it is built, PyTorch elsewhere.
+
+Needs torch only. ``python -m ddetr_plugin.ops`` tells which implementation runs and checks it.
+"""
+
+from ddetr_plugin.ops._native import native_load_error
+from ddetr_plugin.ops.functional import ms_deform_attn
+from ddetr_plugin.ops.reference import ms_deform_attn_reference
+
+__all__ = ['ms_deform_attn', 'ms_deform_attn_reference', 'native_load_error']

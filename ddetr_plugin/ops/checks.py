@@ -1,0 +1,146 @@
+"""What arguments the operator takes; one place, for the native path and the reference."""
+
+import torch
+from torch import Tensor
+
+_VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def compute_dtype(value: Tensor) -> torch.dtype:
+    """The dtype of coordinates, weights and sums: float32, or float64 for float64 values.
+
+    Never 16 bits: there, neighbouring cells of a map more than 128 wide share a coordinate.
+    """
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def level_sizes(spatial_shapes) -> list:
+    """`spatial_shapes` as a list of [H, W] integers; reads a tensor on the host."""
+    if isinstance(spatial_shapes, Tensor):
+        return spatial_shapes.tolist()
+    return [[int(height), int(width)] for height, width in spatial_shapes]
+
+
+def check_arguments(
+    value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+) -> None:
+    """Raises ValueError, naming the argument, when the arguments do not fit one another.
+
+    The numbers in `spatial_shapes` and `level_start_index` are checked where that costs no
+    waiting: as Python integers and in CPU tensors outside tracing.
+    """
+    for name, tensor in (
+        ('value', value),
+        ('sampling_locations', sampling_locations),
+        ('attention_weights', attention_weights),
+    ):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f'{name} must be a tensor, got {type(tensor).__name__}')
+    if value.dim() != 4:
+        raise ValueError(f'value must be (B, S, M, D), got {tuple(value.shape)}')
+    if value.dtype not in _VALUE_DTYPES:
+        raise ValueError(f'value must be float16, bfloat16, float32 or float64, got {value.dtype}')
+    batch, tokens, heads, channels = value.shape
+    if heads < 1 or channels < 1:
+        raise ValueError(f'value must be (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}')
+    levels = _check_levels(spatial_shapes, level_start_index, tokens, value.device)
+    shape = sampling_locations.shape
+    if (
+        len(shape) != 6
+        or shape[0] != batch
+        or shape[2] != heads
+        or shape[3] != levels
+        or shape[4] < 1
+        or shape[5] != 2
+    ):
+        raise ValueError(
+            f'sampling_locations must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
+            f'L={levels}, P >= 1, got {tuple(shape)}'
+        )
+    if attention_weights.shape != shape[:-1]:
+        raise ValueError(
+            f'attention_weights must be (B, Q, M, L, P) = {tuple(shape[:-1])} like '
+            f'sampling_locations, got {tuple(attention_weights.shape)}'
+        )
+    dtype = compute_dtype(value)
+    for name, tensor in (
+        ('sampling_locations', sampling_locations),
+        ('attention_weights', attention_weights),
+    ):
+        if tensor.dtype != dtype and tensor.dtype not in _HALF_DTYPES:
+            raise ValueError(
+                f'{name} must be {dtype}, float16 or bfloat16 with a value of {value.dtype}, '
+                f'got {tensor.dtype}'
+            )
+        if tensor.device != value.device:
+            raise ValueError(
+                f'{name} must be on the device of value, {value.device}, got {tensor.device}'
+            )
+
+
+def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
+    """Returns L."""
+    if not isinstance(spatial_shapes, Tensor):
+        return _check_level_numbers(
+            spatial_shapes,
+            level_start_index.tolist()
+            if isinstance(level_start_index, Tensor) and level_start_index.device.type == 'cpu'
+            else level_start_index,
+            tokens,
+        )
+    if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] < 1:
+        raise ValueError(
+            f'spatial_shapes must be (L, 2) with L >= 1, got {tuple(spatial_shapes.shape)}'
+        )
+    levels = spatial_shapes.shape[0]
+    if not isinstance(level_start_index, Tensor):
+        raise ValueError(
+            'level_start_index must be a tensor (L,) when spatial_shapes is one, got '
+            f'{type(level_start_index).__name__}'
+        )
+    if level_start_index.shape != (levels,):
+        raise ValueError(
+            f'level_start_index must be (L,) = ({levels},), got {tuple(level_start_index.shape)}'
+        )
+    on_host = not torch.compiler.is_compiling()
+    for name, tensor in (
+        ('spatial_shapes', spatial_shapes),
+        ('level_start_index', level_start_index),
+    ):
+        if tensor.dtype != torch.int64:
+            raise ValueError(f'{name} must be int64, got {tensor.dtype}')
+        if tensor.device != device and tensor.device.type != 'cpu':
+            raise ValueError(
+                f'{name} must be on the device of value, {device}, or on the CPU, '
+                f'got {tensor.device}'
+            )
+        on_host = on_host and tensor.device.type == 'cpu' and type(tensor) is Tensor
+    if on_host:
+        _check_level_numbers(spatial_shapes.tolist(), level_start_index.tolist(), tokens)
+    return levels
+
+
+def _check_level_numbers(sizes, starts, tokens) -> int:
+    """Returns L; `starts` of None are implied by `sizes`."""
+    try:
+        sizes = [(height, width) for height, width in sizes]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'spatial_shapes must be a tensor (L, 2) or pairs of integers (H, W), got {sizes!r}'
+        ) from None
+    if not sizes or any(height < 1 or width < 1 for height, width in sizes):
+        raise ValueError(f'spatial_shapes must hold at least one (H, W), both >= 1, got {sizes}')
+    expected, start = [], 0
+    for height, width in sizes:
+        expected.append(start)
+        start += height * width
+    if start != tokens:
+        raise ValueError(
+            f'spatial_shapes {sizes} hold {start} cells, but value has S={tokens} tokens'
+        )
+    if isinstance(starts, (list, tuple)) and list(starts) != expected:
+        raise ValueError(
+            f'level_start_index must be {expected} for spatial_shapes {sizes}, got {list(starts)}'
+        )
+    return len(sizes)

@@ -1,0 +1,56 @@
+"""The definition of the operator in plain PyTorch: oracle, and fallback without native code."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddetr_plugin.ops.checks import check_arguments, compute_dtype, level_sizes
+
+__all__ = ['ms_deform_attn_reference']
+
+
+def ms_deform_attn_reference(
+    value: Tensor,
+    spatial_shapes,
+    level_start_index,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The sum in Eq. 3 of arXiv:2010.04159 by `grid_sample`, on any device.
+
+    Arguments, result and errors are those of `ms_deform_attn`. Reads `spatial_shapes` on the
+    host, so on a GPU every call waits for it.
+    """
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    batch, _, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    if value.numel() == 0 or sampling_locations.numel() == 0:
+        # Multiplying by zero keeps the result differentiable.
+        nothing = value.sum() + (sampling_locations.sum() + attention_weights.sum()).to(value.dtype)
+        return value.new_zeros(batch, queries, heads * channels) + 0 * nothing
+    dtype = compute_dtype(value)
+    per_head = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, D, S)
+    # A location that is no number reads zero and has no gradient; so does any two maps away,
+    # and clamping there keeps grid_sample's integers in range.
+    locations = sampling_locations.to(dtype).nan_to_num(nan=-2.0, posinf=-2.0, neginf=-2.0)
+    locations = locations.clamp(-2.0, 3.0)
+    # grid_sample's frame is -1..1 where ours is 0..1.
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
+    output = None
+    start = 0
+    for level, (height, width) in enumerate(level_sizes(spatial_shapes)):
+        stop = start + height * width
+        level_map = per_head[..., start:stop].unflatten(-1, (height, width))
+        sampled = F.grid_sample(
+            level_map,
+            grids[:, :, level],
+            mode='bilinear',
+            padding_mode='zeros',
+            align_corners=False,
+        )  # (B*M, D, Q, P)
+        part = torch.einsum('ndqp,nqp->nqd', sampled, weights[:, :, level])
+        output = part if output is None else output + part
+        start = stop
+    output = output.view(batch, heads, queries, channels).transpose(1, 2)
+    return output.reshape(batch, queries, heads * channels).to(value.dtype)
