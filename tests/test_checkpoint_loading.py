@@ -97,6 +97,12 @@ def test_values_saved_with_either_numpy_are_read(core):
     assert loaded['classes'].tolist() == ['cat', 'dog']
 
 
+def test_another_librarys_temporary_allow_list_takes_nothing_away():
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
+        pass
+    assert torch.load(saved(HistoryBuffer([2.0], [1]))).mean() == 2.0
+
+
 @pytest.mark.parametrize(
     ('function', 'arguments'),
     [

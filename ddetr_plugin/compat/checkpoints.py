@@ -45,13 +45,11 @@ def allow_runner_checkpoints():
     # __reduce__ names the rebuilding functions without importing numpy's private modules.
     rebuild_array = np.empty(0).__reduce__()[0]
     rebuild_scalar = np.float64(0).__reduce__()[0]
-    allowed = [
-        HistoryBuffer,
-        (_history_statistic, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(name)) for name in DTYPES),
-    ]
+    types = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in DTYPES)]
+    # Pairs with names, not bare types: leaving torch.serialization.safe_globals([HistoryBuffer]),
+    # which other code may use, would take a bare HistoryBuffer off the list again.
+    allowed = [(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in types]
+    allowed.append((_history_statistic, 'builtins.getattr'))
     for core in ('numpy.core', 'numpy._core'):
         allowed.append((rebuild_array, f'{core}.multiarray._reconstruct'))
         allowed.append((rebuild_scalar, f'{core}.multiarray.scalar'))
