@@ -17,6 +17,9 @@ CXX_FOUND := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -
 # Exits with 0 when the Python that runs it has a torch that is new enough.
 HAS_TORCH := import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
+# Where PYTHON is itself a virtual environment, its packages are no "system site packages".
+TORCH_FOLDER := import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])
+SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -55,7 +58,9 @@ $(PY):
 		{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
 		echo 'Making $(VENV) on top of the torch that $(PYTHON) has'; \
-		$(PYTHON) -m venv --system-site-packages $(VENV); \
+		$(PYTHON) -m venv --system-site-packages $(VENV) && \
+		{ $(PY) -c 'import torch' 2>/dev/null || \
+			$(PYTHON) -c '$(TORCH_FOLDER)' > $$($(PY) -c '$(SITE_FOLDER)')/torch_of_python.pth; }; \
 	else \
 		echo 'Making $(VENV)'; \
 		$(PYTHON) -m venv $(VENV); \
