@@ -1,5 +1,6 @@
 """Loads the compiled operator and keeps the reason when that fails."""
 
+import importlib
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
 _warned = False
+# Pictures of a job come in few sizes; making the tensors anew would cost more than small kernels.
+_LEVEL_TENSORS_KEPT = 256
+_level_tensors: dict = {}
 
 
 def _library_path() -> Path | None:
@@ -28,6 +32,7 @@ def _load() -> str | None:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return f'{path} cannot be loaded: {error}'
+    importlib.import_module('ddetr_plugin.ops._registration')
     return None
 
 
@@ -50,6 +55,32 @@ def is_available(value) -> bool:
             stacklevel=3,
         )
     return False
+
+
+def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
+    """`spatial_shapes`, pairs of integers, as the operator's (L, 2) and (L,) tensors on the CPU."""
+    sizes = tuple((height, width) for height, width in spatial_shapes)
+    if torch.compiler.is_compiling():
+        return _new_level_tensors(sizes)
+    tensors = _level_tensors.get(sizes)
+    if tensors is None:
+        tensors = _new_level_tensors(sizes)
+        if len(_level_tensors) >= _LEVEL_TENSORS_KEPT:
+            _level_tensors.clear()
+        # A tracing mode makes tensors that nobody else can use.
+        if type(tensors[0]) is torch.Tensor:
+            _level_tensors[sizes] = tensors
+    return tensors
+
+
+def _new_level_tensors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
+    starts, start = [], 0
+    for height, width in sizes:
+        starts.append(start)
+        start += height * width
+    # Tensors of inference mode could not be saved for a later call's backward.
+    with torch.inference_mode(False):
+        return torch.tensor(sizes, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)
 
 
 _load_error = _load()

@@ -1,8 +1,8 @@
 """The definition of the operator in plain PyTorch: oracle, and fallback without native code."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from ddetr_plugin.ops.checks import check_arguments, compute_dtype, level_sizes
 
@@ -23,7 +23,7 @@ def ms_deform_attn_reference(
     """
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    queries = sampling_locations.shape[1]
     if value.numel() == 0 or sampling_locations.numel() == 0:
         # Multiplying by zero keeps the result differentiable.
         nothing = value.sum() + (sampling_locations.sum() + attention_weights.sum()).to(value.dtype)
@@ -42,7 +42,7 @@ def ms_deform_attn_reference(
     for level, (height, width) in enumerate(level_sizes(spatial_shapes)):
         stop = start + height * width
         level_map = per_head[..., start:stop].unflatten(-1, (height, width))
-        sampled = F.grid_sample(
+        sampled = grid_sample(
             level_map,
             grids[:, :, level],
             mode='bilinear',

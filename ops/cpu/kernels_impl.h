@@ -1,0 +1,416 @@
+// The CPU kernels, compiled once per instruction set (see kernels_*.cpp).
+//
+// Both directions work on blocks of a few queries of one head: first all coordinates of the block,
+// W points at once and without branches, then the rows of `value` they name, W channels at once.
+// No standard library here: its inline functions would be compiled for this file's instructions
+// and could replace everyone else's at link time.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "kernels.h"
+
+#if defined(DDETR_TARGET)
+#define DDETR_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define DDETR_BEGIN_TARGET(t) \
+  DDETR_PRAGMA(clang attribute push(__attribute__((target(t))), apply_to = function))
+DDETR_BEGIN_TARGET(DDETR_TARGET)
+#else
+#define DDETR_BEGIN_TARGET(t) DDETR_PRAGMA(GCC target(t))
+#pragma GCC push_options
+DDETR_BEGIN_TARGET(DDETR_TARGET)
+#endif
+#endif
+
+#include "simd.h"
+
+namespace {
+
+using ddetr::Slice;
+
+constexpr int kCorners = 4;  // (y0, x0), (y0, x1), (y1, x0), (y1, x1)
+constexpr int64_t kBlockPoints = 128;
+
+// Arrays over the points of a block of queries. Each query's points are padded to whole vectors.
+template <typename T, int W>
+struct Block {
+  using Index = typename Simd<T, W>::Index;
+  int64_t points;   // of one query
+  int64_t padded;   // of one query, a multiple of W
+  int64_t queries;  // in a block
+
+  // The level of each point of a query.
+  T *width, *height;
+  Index *columns, *rows, *start;
+
+  // Per point: is any corner inside; corner weights times attention; corner rows of `value`.
+  Index* inside;
+  T* weight[kCorners];
+  Index* row[kCorners];
+  // Backward only: fractions, which corners are inside, <grad_output, value> per corner.
+  T *fraction_x, *fraction_y;
+  Index* corner_inside[kCorners];
+  T* dot[kCorners];
+
+  void* memory;
+
+  explicit Block(const Slice<T>& s, bool backward) {
+    points = s.levels * s.points;
+    padded = (points + W - 1) / W * W;
+    queries = padded >= kBlockPoints ? 1 : kBlockPoints / padded;
+    const int64_t n = padded * queries;
+    const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? 10 * n : 0);
+    memory = nullptr;
+    if (posix_memalign(&memory, 64, count * sizeof(T))) abort();
+    T* next = static_cast<T*>(memory);
+    auto take = [&next](auto*& array, int64_t size) {
+      array = reinterpret_cast<decltype(array + 0)>(next);
+      next += size;
+    };
+    take(width, padded), take(height, padded);
+    take(columns, padded), take(rows, padded), take(start, padded);
+    take(inside, n);
+    for (int c = 0; c < kCorners; ++c) take(weight[c], n), take(row[c], n);
+    if (backward) {
+      take(fraction_x, n), take(fraction_y, n);
+      for (int c = 0; c < kCorners; ++c) take(corner_inside[c], n), take(dot[c], n);
+    }
+    for (int64_t i = 0; i < padded; ++i) {
+      // Padding points read a level that exists; their location is NaN.
+      const int64_t level = i < points ? i / s.points : 0;
+      columns[i] = s.level_sizes[2 * level + 1];
+      rows[i] = s.level_sizes[2 * level];
+      width[i] = columns[i];
+      height[i] = rows[i];
+      start[i] = s.level_starts[level];
+    }
+  }
+  ~Block() { free(memory); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+};
+
+// Pixel coordinates, corner weights and corner rows of one query; `slot` is its place in the block.
+template <typename T, int W, bool Backward>
+DDETR_INLINE void locate(const Slice<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+  using Vec = typename Simd<T, W>::Vec;
+  using Int = typename Simd<T, W>::Int;
+  const T* locations = s.locations + query * 2 * s.point_stride;
+  const T* weights = s.weights + query * s.point_stride;
+  const Vec zero = {};
+  const Int none = {};
+  const Vec nan = zero + T(__builtin_nan(""));
+  for (int64_t i = 0; i < b.padded; i += W) {
+    const int64_t n = slot * b.padded + i;
+    const int64_t left = b.points - i;
+    Vec first, second, attention;
+    if (left >= W) {
+      first = load<Vec>(locations + 2 * i);
+      second = load<Vec>(locations + 2 * i + W);
+      attention = load<Vec>(weights + i);
+    } else {
+      first = load_part<Vec>(locations + 2 * i, 2 * left * sizeof(T), nan);
+      second = load_part<Vec>(locations + 2 * i + W, (2 * left - W) * sizeof(T), nan);
+      attention = load_part<Vec>(weights + i, left * sizeof(T), zero);
+    }
+    const Vec width = load<Vec>(b.width + i), height = load<Vec>(b.height + i);
+    const Int columns = load<Int>(b.columns + i), rows = load<Int>(b.rows + i);
+    Vec x = shuffle<T, W, Every2nd<0>>(first, second) * width;
+    Vec y = shuffle<T, W, Every2nd<1>>(first, second) * height;
+    forbid_fusion(x);
+    forbid_fusion(y);
+    x -= T(0.5);
+    y -= T(0.5);
+    // Comparisons that NaN fails.
+    const Int inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);
+    x = inside ? x : zero;
+    y = inside ? y : zero;
+    Int x0 = __builtin_convertvector(x, Int), y0 = __builtin_convertvector(y, Int);
+    x0 += (__builtin_convertvector(x0, Vec) > x);  // truncated to floor; true is -1
+    y0 += (__builtin_convertvector(y0, Vec) > y);
+    const Vec fx = x - __builtin_convertvector(x0, Vec), fy = y - __builtin_convertvector(y0, Vec);
+    const Vec gx = T(1) - fx, gy = T(1) - fy;
+    const Int x1 = x0 + 1, y1 = y0 + 1;
+    const Int left_in = x0 >= 0, right_in = x1 < columns;
+    const Int top_in = inside & (y0 >= 0), bottom_in = inside & (y1 < rows);
+    // A corner outside borrows the row of a corner of the same sample that is inside, so that its
+    // weight of zero meets no value that the sample does not read anyway.
+    const Int column0 = left_in ? x0 : none, column1 = right_in ? x1 : x0;
+    const Int row0 = load<Int>(b.start + i) + (top_in ? y0 : none) * columns;
+    const Int row1 = (y1 < rows) ? load<Int>(b.start + i) + y1 * columns : row0;
+    const Int masks[kCorners] = {
+        top_in & left_in, top_in & right_in, bottom_in & left_in, bottom_in & right_in};
+    const Vec ay = attention * gy, by = attention * fy;
+    const Vec corner_weights[kCorners] = {ay * gx, ay * fx, by * gx, by * fx};
+    const Int corner_rows[kCorners] = {row0 + column0, row0 + column1, row1 + column0,
+                                       row1 + column1};
+    store(b.inside + n, inside);
+    for (int c = 0; c < kCorners; ++c) {
+      store(b.weight[c] + n, masks[c] ? corner_weights[c] : zero);
+      store(b.row[c] + n, corner_rows[c]);
+      if constexpr (Backward) store(b.corner_inside[c] + n, masks[c]);
+    }
+    if constexpr (Backward) {
+      store(b.fraction_x + n, fx);
+      store(b.fraction_y + n, fy);
+    }
+  }
+}
+
+// Adds up NV vectors of channels over all points of one query.
+template <typename T, int W, int NV>
+DDETR_INLINE void gather(
+    const T* value, int64_t stride, const Block<T, W>& b, int64_t slot, T* output) {
+  using Vec = typename Simd<T, W>::Vec;
+  // Several sums side by side hide the latency of the multiply-adds.
+  constexpr int kSums = NV <= 2 ? 4 : NV <= 4 ? 2 : 1;
+  Vec sums[kSums][NV] = {};
+  const int64_t begin = slot * b.padded;
+  for (int64_t i = begin; i < begin + b.points; ++i) {
+    if (!b.inside[i]) continue;
+#pragma GCC unroll 4
+    for (int c = 0; c < kCorners; ++c) {
+      const T* row = value + int64_t(b.row[c][i]) * stride;
+      const T weight = b.weight[c][i];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) sums[c % kSums][v] += weight * load<Vec>(row + v * W);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < NV; ++v) {
+    Vec sum = sums[0][v];
+    for (int k = 1; k < kSums; ++k) sum += sums[k][v];
+    store(output + v * W, sum);
+  }
+}
+
+template <typename T, int W>
+DDETR_INLINE void gather_any(
+    const T* value, int64_t stride, const Block<T, W>& b, int64_t slot, int64_t padded, T* out) {
+  int64_t c = 0;
+  for (; c + 8 * W <= padded; c += 8 * W) gather<T, W, 8>(value + c, stride, b, slot, out + c);
+  for (; c + 4 * W <= padded; c += 4 * W) gather<T, W, 4>(value + c, stride, b, slot, out + c);
+  for (; c < padded; c += W) gather<T, W, 1>(value + c, stride, b, slot, out + c);
+}
+
+// NV is the number of vectors in a row, 0 for any.
+template <typename T, int W, int NV>
+void forward_slice(const Slice<T>& s) {
+  const Block<T, W> b(s, false);
+  const bool whole = s.channels == s.padded;
+  T* padded_row = whole ? nullptr : static_cast<T*>(malloc(s.padded * sizeof(T)));
+  if (!whole && !padded_row) abort();
+  for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
+    const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
+    for (int64_t k = 0; k < n; ++k) locate<T, W, false>(s, b, q + k, k);
+    for (int64_t k = 0; k < n; ++k) {
+      T* output = s.output + (q + k) * s.output_stride;
+      T* to = whole ? output : padded_row;
+      if constexpr (NV > 0) {
+        gather<T, W, NV>(s.value, s.value_stride, b, k, to);
+      } else {
+        gather_any<T, W>(s.value, s.value_stride, b, k, s.padded, to);
+      }
+      if (!whole) __builtin_memcpy(output, padded_row, s.channels * sizeof(T));
+    }
+  }
+  free(padded_row);
+}
+
+// Adds one query's grad_output to the rows it read and multiplies it with them.
+template <typename T, int W, int NV>
+DDETR_INLINE void scatter(
+    const Slice<T>& s, const Block<T, W>& b, int64_t slot, const T* grad_output) {
+  using Vec = typename Simd<T, W>::Vec;
+  const int64_t vectors = NV > 0 ? NV : s.padded / W;
+  // W dot products become one vector of sums: W / 4 points with four corners each.
+  constexpr int kPoints = W >= kCorners ? W / kCorners : 1;
+  Vec grad[NV > 0 ? NV : 1];
+  if constexpr (NV > 0) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) grad[v] = load<Vec>(grad_output + v * W);
+  }
+  const int64_t begin = slot * b.padded;
+  for (int64_t i = begin; i < begin + b.padded; i += kPoints) {
+    Vec sums[kCorners * kPoints];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPoints; ++p) {
+      Vec sum[kCorners] = {};
+      if (b.inside[i + p]) {
+        const T* value[kCorners];
+        T* grad_value[kCorners];
+        T weight[kCorners];
+#pragma GCC unroll 4
+        for (int c = 0; c < kCorners; ++c) {
+          const int64_t offset = int64_t(b.row[c][i + p]) * s.value_stride;
+          value[c] = s.value + offset;
+          grad_value[c] = s.grad_value + offset;
+          weight[c] = b.weight[c][i + p];
+        }
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < vectors; ++v) {
+          Vec g;
+          if constexpr (NV > 0) {
+            g = grad[v];
+          } else {
+            g = load<Vec>(grad_output + v * W);
+          }
+#pragma GCC unroll 4
+          for (int c = 0; c < kCorners; ++c) {
+            sum[c] += g * load<Vec>(value[c] + v * W);
+            T* target = grad_value[c] + v * W;
+            store(target, load<Vec>(target) + weight[c] * g);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int c = 0; c < kCorners; ++c) sums[c * kPoints + p] = sum[c];
+    }
+    if constexpr (W >= kCorners) {
+      T dots[W];
+      store(dots, sum_rows<T, W>(sums));
+      for (int c = 0; c < kCorners; ++c) {
+        __builtin_memcpy(b.dot[c] + i, dots + c * kPoints, kPoints * sizeof(T));
+      }
+    } else {
+      for (int c = 0; c < kCorners; ++c) {
+        T sum = 0;
+        for (int j = 0; j < W; ++j) sum += sums[c][j];
+        b.dot[c][i] = sum;
+      }
+    }
+  }
+}
+
+// Gradients of one query's locations and weights from its dot products.
+template <typename T, int W>
+DDETR_INLINE void differentiate(
+    const Slice<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+  using Vec = typename Simd<T, W>::Vec;
+  using Int = typename Simd<T, W>::Int;
+  const Vec zero = {};
+  for (int64_t i = 0; i < b.padded; i += W) {
+    const int64_t n = slot * b.padded + i;
+    const int64_t left = b.points - i;
+    Vec dot[kCorners];
+    for (int c = 0; c < kCorners; ++c) {
+      dot[c] = load<Int>(b.corner_inside[c] + n) ? load<Vec>(b.dot[c] + n) : zero;
+    }
+    const Vec fx = load<Vec>(b.fraction_x + n), fy = load<Vec>(b.fraction_y + n);
+    const Vec gx = T(1) - fx, gy = T(1) - fy;
+    const Vec attention =
+        load_part<Vec>(s.weights + query * s.point_stride + i, left * sizeof(T), zero);
+    const Vec by_x = gy * (dot[1] - dot[0]) + fy * (dot[3] - dot[2]);
+    const Vec by_y = gx * (dot[2] - dot[0]) + fx * (dot[3] - dot[1]);
+    const Vec grad_weight = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
+    // A sample outside has no gradient, even where its weight is infinite.
+    const Int inside = load<Int>(b.inside + n);
+    const Vec grad_x = inside ? by_x * attention * load<Vec>(b.width + i) : zero;
+    const Vec grad_y = inside ? by_y * attention * load<Vec>(b.height + i) : zero;
+    const Vec first = shuffle<T, W, Zip<W, 0>>(grad_x, grad_y);
+    const Vec second = shuffle<T, W, Zip<W, 1>>(grad_x, grad_y);
+    T* grad_weights = s.grad_weights + query * s.point_stride + i;
+    T* grad_locations = s.grad_locations + 2 * (query * s.point_stride + i);
+    if (left >= W) {
+      store(grad_weights, grad_weight);
+      store(grad_locations, first);
+      store(grad_locations + W, second);
+    } else {
+      store_part(grad_weights, left * sizeof(T), grad_weight);
+      store_part(grad_locations, 2 * left * sizeof(T), first);
+      store_part(grad_locations + W, (2 * left - W) * int64_t(sizeof(T)), second);
+    }
+  }
+}
+
+template <typename T, int W, int NV>
+void backward_slice(const Slice<T>& s) {
+  const Block<T, W> b(s, true);
+  const bool whole = s.channels == s.padded;
+  T* padded_row = whole ? nullptr : static_cast<T*>(calloc(s.padded, sizeof(T)));
+  if (!whole && !padded_row) abort();
+  for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
+    const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
+    for (int64_t k = 0; k < n; ++k) locate<T, W, true>(s, b, q + k, k);
+    for (int64_t k = 0; k < n; ++k) {
+      const T* grad_output = s.grad_output + (q + k) * s.output_stride;
+      if (!whole) {
+        __builtin_memcpy(padded_row, grad_output, s.channels * sizeof(T));
+        grad_output = padded_row;
+      }
+      scatter<T, W, NV>(s, b, k, grad_output);
+    }
+    for (int64_t k = 0; k < n; ++k) differentiate<T, W>(s, b, q + k, k);
+  }
+  free(padded_row);
+}
+
+template <typename T>
+constexpr int kWidth = DDETR_VECTOR_BYTES / sizeof(T);
+
+// Rows whose last vector would be at most half full use vectors of half the size, where the
+// machine has them.
+template <typename T>
+bool prefers_half(int64_t channels) {
+  const int64_t last = channels % kWidth<T>;
+  return DDETR_VECTOR_BYTES == 64 && last > 0 && last <= kWidth<T> / 2;
+}
+
+template <typename T>
+int64_t padded_channels(int64_t channels) {
+  const int64_t width = prefers_half<T>(channels) ? kWidth<T> / 2 : kWidth<T>;
+  return (channels + width - 1) / width * width;
+}
+
+// Calls `body` with compile-time vector width and number of vectors.
+template <typename T, template <typename, int, int> class Body>
+void select(const Slice<T>& s) {
+#if DDETR_VECTOR_BYTES == 64
+  if (prefers_half<T>(s.channels)) {
+    switch (s.padded / (kWidth<T> / 2)) {
+      case 1: return Body<T, kWidth<T> / 2, 1>::call(s);
+      case 3: return Body<T, kWidth<T> / 2, 3>::call(s);
+      default: return Body<T, kWidth<T> / 2, 0>::call(s);
+    }
+  }
+#endif
+  switch (s.padded / kWidth<T>) {
+    case 1: return Body<T, kWidth<T>, 1>::call(s);
+    case 2: return Body<T, kWidth<T>, 2>::call(s);
+    case 3: return Body<T, kWidth<T>, 3>::call(s);
+    case 4: return Body<T, kWidth<T>, 4>::call(s);
+    case 6: return Body<T, kWidth<T>, 6>::call(s);
+    case 8: return Body<T, kWidth<T>, 8>::call(s);
+    default: return Body<T, kWidth<T>, 0>::call(s);
+  }
+}
+
+template <typename T, int W, int NV>
+struct Forward {
+  static void call(const Slice<T>& s) { forward_slice<T, W, NV>(s); }
+};
+
+template <typename T, int W, int NV>
+struct Backward {
+  static void call(const Slice<T>& s) { backward_slice<T, W, NV>(s); }
+};
+
+}  // namespace
+
+namespace ddetr {
+extern const Capability DDETR_CAPABILITY = {
+    DDETR_CAPABILITY_NAME,
+    {padded_channels<float>, select<float, Forward>, select<float, Backward>},
+    {padded_channels<double>, select<double, Forward>, select<double, Backward>},
+};
+}  // namespace ddetr
+
+#if defined(DDETR_TARGET)
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,132 @@
+"""Installs ddetr_plugin and builds its operator from ops/.
+
+    pip install --no-build-isolation -e .
+
+DDETR_BUILD_OPS     unset: build where torch and a C++ compiler are found, else install pure Python
+                    and say so; 1: fail if it cannot be built; 0: do not build. A compile error
+                    always fails the installation.
+FORCE_CUDA=1        build the CUDA kernels although no GPU is visible (needs nvcc).
+TORCH_CUDA_ARCH_LIST  GPU generations to build for, such as "8.0;9.0+PTX".
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+TORCH_NEEDED = (2, 10)
+
+
+def version() -> str:
+    """The version, read without importing the package (which would import torch)."""
+    text = (ROOT / 'ddetr_plugin' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"__version__ = '([^']+)'", text)[1]
+
+
+def has_compiler() -> bool:
+    """Whether some C++ compiler is on the path, or named by CXX."""
+    names = [os.environ['CXX'].split()[0]] if os.environ.get('CXX') else ['c++', 'g++', 'clang++']
+    return any(shutil.which(name) for name in names)
+
+
+def reason_not_to_build() -> str | None:
+    """Why the operator cannot be built here; None when it can."""
+    try:
+        import torch
+    except ImportError as error:
+        return (
+            f'torch cannot be imported by the build ({error}); install torch first and pass '
+            '--no-build-isolation to pip'
+        )
+    found = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    if found < TORCH_NEEDED:
+        return f'torch >= 2.10 is needed to build, found {torch.__version__}'
+    if not has_compiler():
+        return 'no C++ compiler was found (install g++, or set CXX)'
+    return None
+
+
+def cuda_wanted() -> bool:
+    """Whether nvcc is there and a GPU is visible or FORCE_CUDA=1."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    forced = os.environ.get('FORCE_CUDA') == '1'
+    if forced and CUDA_HOME is None:
+        sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
+    if forced and torch.version.cuda is None:
+        sys.exit(f'FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA')
+    return CUDA_HOME is not None and (forced or torch.cuda.is_available())
+
+
+def extension() -> dict:
+    """The setup() arguments that build ddetr_plugin.ops._C."""
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    sources = ['ops/ms_deform_attn.cpp', *sorted(map(str, Path('ops/cpu').glob('*.cpp')))]
+    # The stable ABI of torch 2.10: one library for this and every later torch.
+    defines = [('TORCH_TARGET_VERSION', '0x020a000000000000')]
+    flags = ['-O3', '-std=c++17', '-fvisibility=hidden', '-Wall', '-Wno-psabi', '-g0']
+    compile_args = {'cxx': flags}
+    kind = CppExtension
+    if cuda_wanted():
+        kind = CUDAExtension
+        sources += sorted(map(str, Path('ops/cuda').glob('*.cu')))
+        defines += [('DDETR_WITH_CUDA', '1'), ('USE_CUDA', '1')]
+        compile_args['nvcc'] = ['-O3', '-std=c++17']
+    return {
+        'ext_modules': [
+            kind(
+                'ddetr_plugin.ops._C',
+                sources,
+                define_macros=defines,
+                extra_compile_args=compile_args,
+                depends=[str(path) for path in Path('ops').rglob('*.h')],
+                # No Python symbols inside: the library serves every CPython.
+                py_limited_api=True,
+            )
+        ],
+        'cmdclass': {'build_ext': BuildExtension},
+    }
+
+
+def native() -> dict:
+    """The setup() arguments for the operator; empty when it is not to be built."""
+    wish = os.environ.get('DDETR_BUILD_OPS', '')
+    if wish not in ('', '0', '1'):
+        sys.exit(f'DDETR_BUILD_OPS must be 0, 1 or unset, got {wish!r}')
+    # An sdist only packs sources.
+    if wish == '0' or 'sdist' in sys.argv or 'egg_info' in sys.argv:
+        return {}
+    reason = reason_not_to_build()
+    if reason is None:
+        return extension()
+    if wish == '1':
+        sys.exit(f'DDETR_BUILD_OPS=1, but the operator cannot be built: {reason}')
+    bar = '*' * 88
+    print(
+        f'{bar}\nddetr_plugin: installing WITHOUT the native operator: {reason}.\n'
+        f'It will run on the much slower PyTorch path.\n{bar}',
+        file=sys.stderr,
+        flush=True,
+    )
+    return {}
+
+
+setup(
+    name='ddetr_plugin',
+    version=version(),
+    description='Deformable DETR as registry components for MMDetection',
+    license='Apache-2.0',
+    packages=find_packages(include=['ddetr_plugin', 'ddetr_plugin.*']),
+    python_requires='>=3.10',
+    install_requires=['torch>=2.10', 'numpy', 'scipy', 'pycocotools'],
+    # Not hard requirements: forks of them are distributed under other names.
+    extras_require={'mm': ['mmengine==0.10.7', 'mmdet==3.3.0', 'mmcv-lite==2.1.0']},
+    zip_safe=False,
+    **native(),
+)
