@@ -80,6 +80,6 @@ $(STAMPS)/requirements: $(STAMPS)/torch $(wildcard requirements/*.txt)
 
 $(STAMPS)/package: $(STAMPS)/requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)
 	@echo 'Building the op and installing the package'
-	@$(if $(CXX_FOUND),,echo 'No C++ compiler: the op will run on its slower PyTorch path' >&2; DDETR_BUILD_OPS=0) \
+	@$(if $(CXX_FOUND),,echo 'No C++ compiler: the op will be slow. Install g++, then: make clean setup' >&2; DDETR_BUILD_OPS=0) \
 		$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
