@@ -92,6 +92,21 @@ struct Block {
   Block& operator=(const Block&) = delete;
 };
 
+// Asks for `bytes` at `from`, which no hardware prefetcher foresees: queries of one head are far
+// apart in memory.
+DDETR_INLINE void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// Asks for what `locate` reads of the queries of the next block.
+template <typename T, int W>
+DDETR_INLINE void prefetch_block(const Slice<T>& s, const Block<T, W>& b, int64_t query) {
+  for (int64_t q = query; q < query + b.queries && q < s.query_end; ++q) {
+    prefetch(s.locations + q * 2 * s.point_stride, 2 * b.points * sizeof(T));
+    prefetch(s.weights + q * s.point_stride, b.points * sizeof(T));
+  }
+}
+
 // Pixel coordinates, corner weights and corner rows of one query; `slot` is its place in the block.
 template <typename T, int W, bool Backward>
 DDETR_INLINE void locate(const Slice<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
@@ -204,6 +219,7 @@ void forward_slice(const Slice<T>& s) {
   if (!whole && !padded_row) abort();
   for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
+    prefetch_block(s, b, q + n);
     for (int64_t k = 0; k < n; ++k) locate<T, W, false>(s, b, q + k, k);
     for (int64_t k = 0; k < n; ++k) {
       T* output = s.output + (q + k) * s.output_stride;
@@ -333,7 +349,11 @@ void backward_slice(const Slice<T>& s) {
   if (!whole && !padded_row) abort();
   for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
-    for (int64_t k = 0; k < n; ++k) locate<T, W, true>(s, b, q + k, k);
+    prefetch_block(s, b, q + n);
+    for (int64_t k = 0; k < n; ++k) {
+      prefetch(s.grad_output + (q + k) * s.output_stride, s.channels * sizeof(T));
+      locate<T, W, true>(s, b, q + k, k);
+    }
     for (int64_t k = 0; k < n; ++k) {
       const T* grad_output = s.grad_output + (q + k) * s.output_stride;
       if (!whole) {

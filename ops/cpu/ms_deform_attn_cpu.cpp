@@ -70,19 +70,19 @@ Buffer<T> allocate(int64_t count) {
 }
 
 // One head's rows side by side instead of all heads': neighbouring cells then share cache sets and
-// pages, and rows of any length end on whole vectors.
+// pages, and rows of any length end on whole vectors. What a row of `length` has left is zero.
 template <typename T>
-void pack(const T* from, int64_t stride, int64_t rows, int64_t channels, T* to, int64_t padded) {
+void pack(const T* from, int64_t stride, int64_t rows, int64_t channels, T* to, int64_t length) {
   for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(to + r * padded, from + r * stride, channels * sizeof(T));
-    std::fill(to + r * padded + channels, to + (r + 1) * padded, T(0));
+    std::memcpy(to + r * length, from + r * stride, channels * sizeof(T));
+    std::fill(to + r * length + channels, to + (r + 1) * length, T(0));
   }
 }
 
 template <typename T>
-void unpack(const T* from, int64_t padded, int64_t rows, int64_t channels, T* to, int64_t stride) {
+void unpack(const T* from, int64_t length, int64_t rows, int64_t channels, T* to, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(to + r * stride, from + r * padded, channels * sizeof(T));
+    std::memcpy(to + r * stride, from + r * length, channels * sizeof(T));
   }
 }
 
@@ -174,11 +174,10 @@ void backward(
   const int64_t parts = by_level ? n.levels : 1;
   const int64_t tasks = slices * parts;
   torch::stable::parallel_for(0, tasks, grain(n, tasks), [&](int64_t begin, int64_t end) {
-    Buffer<T> copy, sums;
-    if (packed) {
-      copy = allocate<T>(n.tokens * padded);
-      sums = allocate<T>(n.tokens * padded);
-    }
+    // Of each row first the values, then the gradient: two buffers a multiple of 4096 bytes apart
+    // would make loads wait for stores that only seem to be to the same place.
+    Buffer<T> copy;
+    if (packed) copy = allocate<T>(n.tokens * 2 * padded);
     std::vector<int64_t> starts(n.levels);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / parts / n.heads, m = task / parts % n.heads;
@@ -196,12 +195,11 @@ void backward(
       const int64_t point = (b * n.queries * n.heads + m) * points + first * n.points;
       Slice<T> s{};
       if (packed) {
-        pack(value + offset, row, rows, n.channels, copy.get(), padded);
-        std::fill(sums.get(), sums.get() + rows * padded, T(0));
+        pack(value + offset, row, rows, n.channels, copy.get(), 2 * padded);
       }
       s.value = packed ? copy.get() : value + offset;
-      s.grad_value = packed ? sums.get() : grad_value + offset;
-      s.value_stride = packed ? padded : row;
+      s.grad_value = packed ? copy.get() + padded : grad_value + offset;
+      s.value_stride = packed ? 2 * padded : row;
       s.channels = n.channels, s.padded = padded;
       s.query_begin = 0, s.query_end = n.queries;
       s.point_stride = n.heads * points;
@@ -214,7 +212,7 @@ void backward(
       s.grad_output = grad_output + b * n.queries * row + m * n.channels;
       s.output_stride = row;
       kernel.backward(s);
-      if (packed) unpack(sums.get(), padded, rows, n.channels, grad_value + offset, row);
+      if (packed) unpack(copy.get() + padded, 2 * padded, rows, n.channels, grad_value + offset, row);
     }
   });
 }
