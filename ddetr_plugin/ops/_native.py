@@ -41,20 +41,36 @@ def native_load_error() -> str | None:
     return _load_error
 
 
-def is_available(value) -> bool:
-    """Whether the native operator handles `value`; warns once, loudly, when it is not there."""
-    global _warned
-    if _load_error is None:
+def is_available(value: torch.Tensor) -> bool:
+    """Whether the native operator handles `value`; warns once, loudly, when it should but cannot.
+
+    Devices that the operator has no code for at all take the PyTorch path without a warning.
+    """
+    device = value.device.type
+    if _load_error is None and (device in ('cpu', 'meta') or (device == 'cuda' and _has_cuda)):
         return True
     if not _warned:
-        _warned = True
-        warnings.warn(
-            'ms_deform_attn runs on the slow PyTorch path, because the native operator is '
-            f'missing: {_load_error}. To build it: {_REMEDY}',
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        _warn(device)
     return False
+
+
+def _warn(device: str) -> None:
+    global _warned
+    if _load_error is not None:
+        reason = f'the native operator is missing: {_load_error}. To build it: {_REMEDY}'
+    elif device == 'cuda':
+        reason = (
+            'the native operator was built without CUDA. To build it with CUDA: install the CUDA '
+            f'toolkit that torch {torch.__version__} was made with, then FORCE_CUDA=1 {_REMEDY}'
+        )
+    else:
+        return
+    _warned = True
+    warnings.warn(
+        f'ms_deform_attn runs on the slow PyTorch path, because {reason}',
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,3 +100,4 @@ def _new_level_tensors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 _load_error = _load()
+_has_cuda = _load_error is None and 'CUDA kernels: yes' in torch.ops.ddetr_plugin.build_info()

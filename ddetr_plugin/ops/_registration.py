@@ -4,12 +4,28 @@ Gradients are `autograd.Function`s at the dispatcher's Autograd key: `torch.comp
 one operator, and an eager call costs half of what `torch.library.register_autograd` adds.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
 _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
 _library = torch.library.Library('ddetr_plugin', 'IMPL')
+
+
+def _alert_not_deterministic():
+    """Like torch's own operators: an error, or a warning where the user chose so."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    message = (
+        'ms_deform_attn_backward has no deterministic implementation on CUDA: it adds floats in '
+        'the order in which threads arrive. Use torch.use_deterministic_algorithms(True, '
+        'warn_only=True), or ms_deform_attn on the CPU'
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class _Forward(torch.autograd.Function):
@@ -30,6 +46,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
+        if grad_output.is_cuda:
+            _alert_not_deterministic()
         grads = _backward(grad_output, *ctx.saved_tensors)
         return grads[0], None, None, grads[1], grads[2]
 

@@ -49,8 +49,10 @@ def ms_deform_attn(
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
     dtype = compute_dtype(value)
+    # The GPU kernels widen 16-bit values as they read them, the CPU kernels do not.
+    widen = value.dtype != dtype and value.device.type != 'cuda'
     output = torch.ops.ddetr_plugin.ms_deform_attn_forward.default(
-        value if value.dtype == dtype else value.to(dtype),
+        value.to(dtype) if widen else value,
         spatial_shapes,
         level_start_index,
         sampling_locations if sampling_locations.dtype == dtype else sampling_locations.to(dtype),

@@ -316,8 +316,9 @@ DDETR_INLINE void differentiate(
     }
     const Vec fx = load<Vec>(b.fraction_x + n), fy = load<Vec>(b.fraction_y + n);
     const Vec gx = T(1) - fx, gy = T(1) - fy;
+    const T* weights = s.weights + query * s.point_stride + i;
     const Vec attention =
-        load_part<Vec>(s.weights + query * s.point_stride + i, left * sizeof(T), zero);
+        left >= W ? load<Vec>(weights) : load_part<Vec>(weights, left * sizeof(T), zero);
     const Vec by_x = gy * (dot[1] - dot[0]) + fy * (dot[3] - dot[2]);
     const Vec by_y = gx * (dot[2] - dot[0]) + fx * (dot[3] - dot[1]);
     const Vec grad_weight = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
