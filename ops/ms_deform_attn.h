@@ -102,21 +102,26 @@ inline Sizes check_inputs(
 
 // Checks the level numbers themselves, where the host can read them. Both tensors contiguous.
 inline void check_levels(const Sizes& n, const int64_t* sizes, const int64_t* starts) {
-  int64_t start = 0;
+  int64_t cells = 0;
   for (int64_t l = 0; l < n.levels; ++l) {
     const int64_t height = sizes[2 * l], width = sizes[2 * l + 1];
     check(
-        height > 0 && width > 0 && height <= n.tokens && width <= n.tokens,
-        "spatial_shapes must hold positive sizes within value's S=", n.tokens, " tokens, got (",
-        height, ", ", width, ") for level ", l);
+        height > 0 && width > 0 && height <= n.tokens && width <= n.tokens &&
+            height * width <= n.tokens - cells,
+        "spatial_shapes must hold positive sizes that fit value's S=", n.tokens,
+        " tokens, got (", height, ", ", width, ") for level ", l);
+    cells += height * width;
+  }
+  check(
+      cells == n.tokens, "spatial_shapes hold ", cells, " cells, but value has S=", n.tokens,
+      " tokens");
+  int64_t start = 0;
+  for (int64_t l = 0; l < n.levels; ++l) {
     check(
         starts[l] == start, "level_start_index must be ", start, " for level ", l,
         " by spatial_shapes, got ", starts[l]);
-    start += height * width;
+    start += sizes[2 * l] * sizes[2 * l + 1];
   }
-  check(
-      start == n.tokens, "spatial_shapes hold ", start, " cells, but value has S=", n.tokens,
-      " tokens");
 }
 
 inline void check_grad_output(const Sizes& n, const Tensor& grad_output, const Tensor& value) {

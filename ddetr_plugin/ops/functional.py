@@ -41,11 +41,11 @@ def ms_deform_attn(
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     if not _native.is_available(value):
         return ms_deform_attn_reference(
             value, spatial_shapes, level_start_index, sampling_locations, attention_weights
         )
-    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
     dtype = compute_dtype(value)

@@ -1,0 +1,93 @@
+"""The CPU kernels among themselves: instruction sets, threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from op_cases import case, needs_native, outputs_and_gradients
+
+from ddetr_plugin.ops import ms_deform_attn, native_load_error
+
+LEVELS = ('default', 'avx2', 'avx512')
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from op_cases import case, outputs_and_gradients
+from ddetr_plugin.ops import ms_deform_attn
+results = {
+    (channels, queries, str(dtype)): outputs_and_gradients(
+        ms_deform_attn, case(channels=channels, queries=queries, dtype=dtype)
+    )
+    for channels in (1, 8, 30, 32, 64, 71)
+    for queries in (4, 150)
+    for dtype in (torch.float32, torch.float64)
+}
+torch.save((torch.ops.ddetr_plugin.cpu_capability(), results), sys.argv[1])
+"""
+pytestmark = needs_native
+
+
+def run_with(capability, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, 'DDETR_CPU_CAPABILITY': capability, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_all_instruction_sets_agree(tmp_path):
+    best = torch.ops.ddetr_plugin.cpu_capability()
+    results = {}
+    for level in LEVELS[: LEVELS.index(best) + 1]:
+        path = tmp_path / f'{level}.pt'
+        done = run_with(level, '-c', SCRIPT, str(path), str(Path(__file__).parent))
+        assert done.returncode == 0, done.stderr
+        used, results[level] = torch.load(path)
+        assert used == level
+    for level in results:
+        for key, baseline in results['default'].items():
+            # The cells are the same to the bit; sums differ by fused multiply-adds and order.
+            tolerance = 1e-11 if key[2] == 'torch.float64' else 2e-5
+            for ours, theirs in zip(results[level][key], baseline):
+                scale = theirs.abs().max().clamp(min=1)
+                torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = run_with('sse9', '-m', 'ddetr_plugin.ops')
+    assert done.returncode != 0
+    assert 'DDETR_CPU_CAPABILITY must be default, avx2 or avx512, got sse9' in done.stderr
+
+
+def test_the_self_check_reports_the_native_operator():
+    done = run_with('default', '-m', 'ddetr_plugin.ops')
+    assert done.returncode == 0, done.stderr
+    assert 'implementation: native' in done.stdout and 'CPU kernels: default' in done.stdout
+    assert 'self-check on cpu: ok' in done.stdout
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+# One picture and head (work cut by levels and queries), many (cut by head), not packed.
+@pytest.mark.parametrize('batch, heads, queries', [(1, 1, 900), (3, 4, 700), (1, 2, 20)])
+def test_the_number_of_threads_changes_no_bit(batch, heads, queries, dtype, threads):
+    assert native_load_error() is None
+    sizes = ((20, 23), (5, 7))
+    arguments = case(batch, queries, heads, 32, 4, sizes=sizes, dtype=dtype)
+    threads(1)
+    alone = outputs_and_gradients(ms_deform_attn, arguments)
+    for count in (2, 5):
+        threads(count)
+        together = outputs_and_gradients(ms_deform_attn, arguments)
+        assert all(torch.equal(a, b) for a, b in zip(alone, together))
