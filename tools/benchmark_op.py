@@ -1,0 +1,240 @@
+"""Measures the operator against a grid_sample implementation, alternating in one process.
+
+    python tools/benchmark_op.py [--device cuda] [--quick] [--threads N] [--out results.json]
+
+Shapes: encoder and decoder of an 800 x 1066 picture, and of eight small pictures. Every timed
+implementation is first compared with ours. torch-ms-deform-attn and full mmcv are measured too
+where they are installed. Prints a table, then JSON with times in milliseconds, ratios and the
+machine.
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+
+from ddetr_plugin.ops import ms_deform_attn, native_load_error
+
+LARGE = ((100, 134), (50, 67), (25, 34), (13, 17))
+SMALL = ((20, 20), (10, 10), (5, 5), (3, 3))
+# name: (batch, level sizes, queries; None for one per cell)
+CASES = {
+    'encoder': (1, LARGE, None),
+    'decoder': (1, LARGE, 300),
+    'small encoder, batch 8': (8, SMALL, None),
+    'small decoder, batch 8': (8, SMALL, 80),
+}
+HEADS, CHANNELS, POINTS = 8, 32, 4
+
+
+def make_inputs(batch, sizes, queries, device):
+    """Arguments of `ms_deform_attn` in float32, as a trained model makes them.
+
+    Points lie around a reference, three cells of their level away (standard deviation); the
+    reference of an encoder query is its own cell, that of a decoder query is anywhere.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in sizes)
+    if queries is None:
+        centres = [
+            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w)
+            for h, w in sizes
+        ]
+        reference = torch.cat(centres).flip(-1)[None]  # (1, S, 2) as (x, y)
+        queries = tokens
+    else:
+        reference = torch.rand(batch, queries, 2, generator=generator)
+    lead = (batch, queries, HEADS, len(sizes), POINTS)
+    cells = torch.tensor([(width, height) for height, width in sizes])
+    offsets = torch.randn(*lead, 2, generator=generator) * 3
+    pixels = reference[:, :, None, None, None] * cells[:, None] - 0.5 + offsets
+    # Away from whole pixels, where slopes jump and rounding decides which one is right.
+    pixels = pixels.floor() + (pixels - pixels.floor()).clamp(0.01, 0.99)
+    locations = (pixels + 0.5) / cells[:, None]
+    logits = torch.randn(*lead[:3], len(sizes) * POINTS, generator=generator)
+    starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
+    return [
+        x.to(device)
+        for x in (
+            torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator),
+            torch.tensor(sizes),
+            torch.tensor(starts),
+            locations,
+            logits.softmax(-1).view(lead),
+        )
+    ]
+
+
+def grid_sample_attention(value, spatial_shapes, level_start_index, locations, weights):
+    """The usual implementation without native code: one grid_sample per level, then a sum."""
+    batch, _, heads, channels = value.shape
+    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    sizes = spatial_shapes.tolist()
+    maps = value.split([height * width for height, width in sizes], dim=1)
+    grids = 2 * locations - 1
+    sampled = []
+    for level, (height, width) in enumerate(sizes):
+        level_map = maps[level].flatten(2).transpose(1, 2)
+        level_map = level_map.reshape(batch * heads, channels, height, width)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(nnf.grid_sample(level_map, grid, align_corners=False))
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
+    output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)
+    return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+def implementations(device):
+    """Name -> function with the arguments of `ms_deform_attn`; ours first."""
+    found = {'ours': ms_deform_attn, 'grid_sample': grid_sample_attention}
+    try:
+        from torch_ms_deform_attn import ms_deform_attn as package
+
+        found['torch-ms-deform-attn'] = package
+    except ImportError:
+        pass
+    # On CPUs mmcv is grid_sample; mmcv-lite, and what stands in for its extension, has no op.
+    spec = importlib.util.find_spec('mmcv') if device == 'cuda' else None
+    if spec is not None and list(Path(spec.origin).parent.glob('_ext*')):
+        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+        # 64: the pictures of one launch, at most.
+        found['mmcv'] = lambda *inputs: MultiScaleDeformableAttnFunction.apply(*inputs, 64)
+    return found
+
+
+def forward(function, inputs):
+    """One call without gradients."""
+    with torch.no_grad():
+        return function(*inputs)
+
+
+def forward_backward(function, inputs):
+    """One call and the gradients of value, locations and weights."""
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    output = function(*leaves)
+    wanted = [x for x in leaves if x.requires_grad]
+    # Ones that are memory, as a following layer's gradient is, not an expanded scalar.
+    return (output, *torch.autograd.grad(output, wanted, torch.ones_like(output)))
+
+
+def largest_difference(ours, theirs):
+    """Largest difference over outputs and gradients, relative to the largest number of each."""
+    return max(
+        ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in zip(ours, theirs)
+    )
+
+
+def milliseconds(call, device):
+    """Time of one call."""
+    if device == 'cuda':
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def measure(functions, step, inputs, device, rounds):
+    """Medians and quartiles per implementation; the implementations take turns."""
+    times = {name: [] for name in functions}
+    for number in range(rounds + 2):
+        for name, function in functions.items():
+            taken = milliseconds(lambda f=function: step(f, inputs), device)
+            if number >= 2:  # two rounds of warming up
+                times[name].append(taken)
+    result = {}
+    for name, values in times.items():
+        quartiles = statistics.quantiles(values, n=4)
+        result[name] = {
+            'median_ms': round(statistics.median(values), 4),
+            'quartiles_ms': [round(quartiles[0], 4), round(quartiles[2], 4)],
+            'min_ms': round(min(values), 4),
+        }
+    for name in functions:
+        ratio = result[name]['median_ms'] / result['ours']['median_ms']
+        result[name]['times_ours'] = round(ratio, 2)
+    return result
+
+
+def environment(device):
+    """What the numbers depend on."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments):
+        done = subprocess.run(['git', *arguments], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    processor = platform.processor()
+    if Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+        processor = names[0] if names else processor
+    native = native_load_error() is None
+    return {
+        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'cuda': torch.version.cuda,
+        'python': platform.python_version(),
+        'operator': torch.ops.ddetr_plugin.build_info() if native else native_load_error(),
+        'cpu_capability': torch.ops.ddetr_plugin.cpu_capability() if native else None,
+        'commit': git('rev-parse', '--short', 'HEAD'),
+        'uncommitted_changes': bool(git('status', '--porcelain', '--untracked-files=no')),
+    }
+
+
+def main():
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
+    parser.add_argument('--rounds', type=int, default=15, help='timed calls per implementation')
+    parser.add_argument('--quick', action='store_true', help='small shapes, three rounds')
+    parser.add_argument('--out', type=Path, help='also write the JSON to this file')
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rounds = 3 if options.quick else max(options.rounds, 2)
+    functions = implementations(options.device)
+    report = {'environment': environment(options.device), 'results': []}
+    print(f'{"case":24} {"pass":18} {"implementation":22} {"median ms":>10} {"times ours":>11}')
+    for case, (batch, sizes, queries) in CASES.items():
+        if options.quick and sizes is LARGE:
+            continue
+        inputs = make_inputs(batch, sizes, queries, options.device)
+        for step in (forward_backward, forward):
+            expected = step(functions['ours'], inputs)
+            for name, function in functions.items():
+                difference = largest_difference(step(function, inputs), expected)
+                if difference > 1e-3:
+                    raise SystemExit(f'{name} differs from ours by {difference:.1e} in {case}')
+            result = measure(functions, step, inputs, options.device, rounds)
+            for name, numbers in result.items():
+                report['results'].append(
+                    {'case': case, 'pass': step.__name__, 'implementation': name, **numbers}
+                )
+                print(
+                    f'{case:24} {step.__name__:18} {name:22} {numbers["median_ms"]:10.3f} '
+                    f'{numbers["times_ours"]:11.2f}',
+                    flush=True,
+                )
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
