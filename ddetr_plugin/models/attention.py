@@ -141,6 +141,11 @@ class MSDeformAttn(BaseModule):
                 f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; set '
                 "the neck's num_outs and num_levels of every MSDeformAttn to the same number"
             )
+        if len(levels.valid_ratios) != query.shape[0]:
+            raise ValueError(
+                f'levels must describe the B={query.shape[0]} pictures of query, got '
+                f'{len(levels.valid_ratios)}'
+            )
         tokens = sum(levels.tokens_per_level)
         if memory.shape != (query.shape[0], tokens, self.embed_dims):
             raise ValueError(

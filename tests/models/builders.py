@@ -207,23 +207,19 @@ def mmdet_twin(config: ConfigDict, model: torch.nn.Module) -> torch.nn.Module:
             test_cfg=dict(max_per_img=config.bbox_head.max_per_img),
         )
     )
-    layers = config.decoder.num_layers
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        for target in _mmdet_names(name, layers, shared=not refine):
-            weights[target] = tensor
-    twin.load_state_dict(weights, strict=True)
+    # Where branches are shared, mmdet's other names belong to the same tensors.
+    weights = {mmdet_name(name, config): tensor for name, tensor in model.state_dict().items()}
+    missing, unexpected = twin.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert not set(missing) & {name for name, _ in twin.named_parameters()}
     return twin
 
 
-def _mmdet_names(name: str, num_layers: int, shared: bool):
-    name = name.removeprefix('query_head.')
-    name = name.replace('encoder.level_embed', 'level_embed')
-    name = re.sub(r'^(cls|reg)_branch\b', rf'bbox_head.\1_branches.{num_layers}', name)
-    match = re.match(r'bbox_head\.(cls|reg)_branches\.0\.(.*)', name)
-    if match and shared:
-        return [f'bbox_head.{match[1]}_branches.{i}.{match[2]}' for i in range(num_layers)]
-    return [name]
+def mmdet_name(name: str, config: ConfigDict) -> str:
+    """mmdet's name of a parameter or buffer of a model made from `config`."""
+    name = name.removeprefix('query_head.').replace('encoder.level_embed', 'level_embed')
+    proposal_branch = rf'bbox_head.\1_branches.{config.decoder.num_layers}'
+    return re.sub(r'^(cls|reg)_branch\b', proposal_branch, name)
 
 
 def batch(image_shapes=((64, 96), (80, 72)), gts=(3, 2), seed=0, num_classes=5):
