@@ -1,7 +1,7 @@
 """One-to-one matching of predictions and ground truths."""
 
 import math
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ddetr_plugin.registry import TASK_UTILS
 
 __all__ = ['HungarianAssigner']
 
-Match = Tuple[np.ndarray, np.ndarray]
+Match = tuple[np.ndarray, np.ndarray]
 
 
 @TASK_UTILS.register_module()
@@ -30,7 +30,7 @@ class HungarianAssigner(BaseAssigner):
         ValueError: `match_costs` is empty.
     """
 
-    def __init__(self, match_costs: Sequence[Dict]):
+    def __init__(self, match_costs: Sequence[dict]):
         if not match_costs:
             raise ValueError('match_costs must name at least one cost, got none')
         self.match_costs = [TASK_UTILS.build(cost) for cost in match_costs]
@@ -79,7 +79,7 @@ class HungarianAssigner(BaseAssigner):
 
     def match_batch(
         self, costs: Sequence[Tensor], num_gts: Sequence[int]
-    ) -> List[List[List[Match]]]:
+    ) -> list[list[list[Match]]]:
         """Matches all prediction sets and pictures of a step with one transfer to the host.
 
         Args:
@@ -110,7 +110,7 @@ class HungarianAssigner(BaseAssigner):
         self,
         pred_instances: InstanceData,
         gt_instances: InstanceData,
-        img_meta: Optional[dict] = None,
+        img_meta: dict | None = None,
         **kwargs,
     ) -> AssignResult:
         """mmdet's interface, so that this assigner drops into mmdet's DETR heads.

@@ -1,7 +1,7 @@
 """Class and box branches of the decoder, and the step from predictions to detections."""
 
 import math
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -117,7 +117,7 @@ class DeformableDETRHead(BaseModule):
 
     def predict(
         self, logits: Tensor, boxes: Tensor, img_metas: Sequence[dict], rescale: bool = True
-    ) -> List[InstanceData]:
+    ) -> list[InstanceData]:
         """The best pairs of query and class of each picture.
 
         Args:

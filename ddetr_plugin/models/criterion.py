@@ -1,6 +1,7 @@
 """Losses of all decoder layers and of the encoder's proposals."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class PredictionSet(NamedTuple):
         targets: what they are matched with.
     """
 
-    prefixes: Tuple[str, ...]
+    prefixes: tuple[str, ...]
     logits: Tensor
     boxes: Tensor
     targets: Targets
@@ -71,7 +72,7 @@ class SetCriterion(nn.Module):
             Its eps must be far below the area of the smallest box (1e-12 fits).
     """
 
-    def __init__(self, assigner: Dict, loss_cls: Dict, loss_bbox: Dict, loss_iou: Dict):
+    def __init__(self, assigner: dict, loss_cls: dict, loss_bbox: dict, loss_iou: dict):
         super().__init__()
         self.assigner = TASK_UTILS.build(assigner)
         self.loss_cls = MODELS.build(loss_cls)
@@ -83,9 +84,9 @@ class SetCriterion(nn.Module):
         logits: Tensor,
         boxes: Tensor,
         targets: Targets,
-        proposal_logits: Optional[Tensor] = None,
-        proposal_boxes: Optional[Tensor] = None,
-    ) -> Dict[str, Tensor]:
+        proposal_logits: Tensor | None = None,
+        proposal_boxes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """All losses of a step.
 
         Args:
@@ -133,8 +134,8 @@ class SetCriterion(nn.Module):
         return losses
 
     def _set_losses(
-        self, predictions: PredictionSet, matches: List[List[Match]], count: Tensor
-    ) -> List[Tuple[Tensor, Tensor, Tensor]]:
+        self, predictions: PredictionSet, matches: list[list[Match]], count: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Classification, L1 and IoU loss of each layer."""
         _, logits, boxes, targets = predictions
         num_layers = len(logits)
@@ -160,7 +161,7 @@ class SetCriterion(nn.Module):
         return list(zip(*((loss.sum(1) / count).unbind() for loss in losses)))
 
 
-def _flat_indices(matches: List[List[Match]]) -> Tensor:
+def _flat_indices(matches: list[list[Match]]) -> Tensor:
     """(4, n) int64 on the host: layer, picture, query and ground truth of every match."""
     columns = [
         np.stack([np.full_like(query, layer), np.full_like(query, picture), query, gt])

@@ -1,6 +1,6 @@
 """The deformable transformer decoder (paper 4.1) with iterative box refinement (4.2, A.4)."""
 
-from typing import Callable, Dict, Tuple
+from collections.abc import Callable
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -32,10 +32,10 @@ class DeformableTransformerDecoderLayer(BaseModule):
     def __init__(
         self,
         embed_dims: int,
-        self_attn: Dict,
-        cross_attn: Dict,
-        ffn: Dict,
-        norm: Dict,
+        self_attn: dict,
+        cross_attn: dict,
+        ffn: dict,
+        norm: dict,
         dropout: float = 0.1,
         init_cfg=None,
     ):
@@ -90,7 +90,7 @@ class DeformableTransformerDecoder(BaseModule):
         init_cfg: mmengine initialisation.
     """
 
-    def __init__(self, num_layers: int, layer: Dict, refine: bool = False, init_cfg=None):
+    def __init__(self, num_layers: int, layer: dict, refine: bool = False, init_cfg=None):
         super().__init__(init_cfg)
         if num_layers < 1:
             raise ValueError(f'num_layers must be at least 1, got {num_layers}')
@@ -105,7 +105,7 @@ class DeformableTransformerDecoder(BaseModule):
         memory: Tensor,
         levels: FeatureLevels,
         regress: Callable[[int, Tensor, Tensor], Tensor],
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Decodes the queries; each layer's boxes are predicted once.
 
         Args:

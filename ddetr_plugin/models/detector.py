@@ -1,8 +1,5 @@
 """The detector: the flow from pictures to losses or detections, and nothing else."""
 
-from typing import Dict, List, Optional, Tuple
-
-import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
@@ -35,15 +32,15 @@ class DeformableDETR(BaseDetector):
 
     def __init__(
         self,
-        backbone: Dict,
-        neck: Dict,
-        positional_encoding: Dict,
-        encoder: Dict,
-        query_head: Dict,
-        decoder: Dict,
-        bbox_head: Dict,
-        criterion: Optional[Dict] = None,
-        data_preprocessor: Optional[Dict] = None,
+        backbone: dict,
+        neck: dict,
+        positional_encoding: dict,
+        encoder: dict,
+        query_head: dict,
+        decoder: dict,
+        bbox_head: dict,
+        criterion: dict | None = None,
+        data_preprocessor: dict | None = None,
         init_cfg=None,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -56,11 +53,11 @@ class DeformableDETR(BaseDetector):
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = None if criterion is None else MODELS.build(criterion)
 
-    def extract_feat(self, batch_inputs: Tensor) -> Tuple[Tensor, ...]:
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C, H_l, W_l) of pictures (B, 3, H, W)."""
         return tuple(self.neck(self.backbone(batch_inputs)))
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Dict[str, Tensor]:
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """All losses of a batch; see `SetCriterion`.
 
         Args:
@@ -90,14 +87,14 @@ class DeformableDETR(BaseDetector):
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(
-        self, batch_inputs: Tensor, batch_data_samples: Optional[SampleList] = None
-    ) -> Tuple[Tensor, Tensor]:
+        self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Class logits (N, B, Q, K) and boxes (N, B, Q, 4) of all layers, without more."""
         return self.forward_batch(batch_inputs, batch_data_samples)[:2]
 
     def forward_batch(
-        self, batch_inputs: Tensor, batch_data_samples: Optional[SampleList] = None
-    ) -> Tuple[Tensor, Tensor, InitialQueries]:
+        self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
+    ) -> tuple[Tensor, Tensor, InitialQueries]:
         """The network.
 
         Args:
@@ -132,8 +129,8 @@ class DeformableDETR(BaseDetector):
 
     def _targets(self, batch_data_samples: SampleList) -> Targets:
         """Ground truths as (cx, cy, w, h), normalised by the unpadded pictures."""
-        labels: List[Tensor] = []
-        boxes: List[Tensor] = []
+        labels: list[Tensor] = []
+        boxes: list[Tensor] = []
         for sample in batch_data_samples:
             height, width = sample.img_shape[:2]
             pixels = get_box_tensor(sample.gt_instances.bboxes)

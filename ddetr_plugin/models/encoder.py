@@ -1,7 +1,5 @@
 """The deformable transformer encoder (paper 4.1, "Deformable Transformer Encoder")."""
 
-from typing import Dict
-
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
@@ -38,9 +36,9 @@ class DeformableTransformerEncoderLayer(BaseModule):
     def __init__(
         self,
         embed_dims: int,
-        self_attn: Dict,
-        ffn: Dict,
-        norm: Dict,
+        self_attn: dict,
+        ffn: dict,
+        norm: dict,
         dropout: float = 0.1,
         init_cfg=None,
     ):
@@ -87,7 +85,7 @@ class DeformableTransformerEncoder(BaseModule):
     """
 
     def __init__(
-        self, embed_dims: int, num_levels: int, num_layers: int, layer: Dict, init_cfg=None
+        self, embed_dims: int, num_levels: int, num_layers: int, layer: dict, init_cfg=None
     ):
         super().__init__(init_cfg)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dims))

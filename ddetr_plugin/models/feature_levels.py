@@ -1,6 +1,7 @@
 """The record that describes a batch of flattened multi-scale features, and what follows from it."""
 
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 __all__ = ['FeatureLevels', 'flatten_levels']
 
-Size = Tuple[int, int]
+Size = tuple[int, int]
 
 
 class FeatureLevels(NamedTuple):
@@ -26,12 +27,12 @@ class FeatureLevels(NamedTuple):
         padding_mask: (B, S) bool, True on padding; None if nothing is padded.
     """
 
-    sizes: Tuple[Size, ...]
+    sizes: tuple[Size, ...]
     spatial_shapes: Tensor
     level_start_index: Tensor
     valid_sizes: Tensor
     valid_ratios: Tensor
-    padding_mask: Optional[Tensor]
+    padding_mask: Tensor | None
 
     @classmethod
     def from_images(
@@ -84,18 +85,18 @@ class FeatureLevels(NamedTuple):
         )
 
     @property
-    def tokens_per_level(self) -> Tuple[int, ...]:
+    def tokens_per_level(self) -> tuple[int, ...]:
         """L ints, H_l * W_l; their sum is S."""
         return tuple(h * w for h, w in self.sizes)
 
-    def level_masks(self) -> Tuple[Optional[Tensor], ...]:
+    def level_masks(self) -> tuple[Tensor | None, ...]:
         """L masks (B, H_l, W_l) bool, True on padding; or L times None."""
         if self.padding_mask is None:
             return (None,) * len(self.sizes)
         masks = self.padding_mask.split(self.tokens_per_level, dim=1)
         return tuple(mask.unflatten(1, size) for mask, size in zip(masks, self.sizes))
 
-    def cell_centres(self) -> Tuple[Tensor, ...]:
+    def cell_centres(self) -> tuple[Tensor, ...]:
         """L tensors (H_l * W_l, 2) float32: (x, y) of each token's centre, in cells."""
         device = self.valid_ratios.device
         centres = []

@@ -1,7 +1,7 @@
 """Where the decoder's queries and references come from: learned, or the encoder's proposals."""
 
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from mmengine.model import BaseModule
@@ -30,8 +30,8 @@ class InitialQueries(NamedTuple):
     query: Tensor
     query_pos: Tensor
     reference: Tensor
-    proposal_logits: Optional[Tensor] = None
-    proposal_boxes: Optional[Tensor] = None
+    proposal_logits: Tensor | None = None
+    proposal_boxes: Tensor | None = None
 
 
 @MODELS.register_module()
