@@ -2,7 +2,7 @@
 
 from ddetr_plugin.models.assigner import HungarianAssigner
 from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
-from ddetr_plugin.models.backbones.dilated_resnet import DilatedResNet
+from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0
 from ddetr_plugin.models.bbox_head import DeformableDETRHead
 from ddetr_plugin.models.criterion import SetCriterion, Targets
 from ddetr_plugin.models.decoder import (
@@ -26,6 +26,7 @@ __all__ = [
     'DeformableTransformerEncoder',
     'DeformableTransformerEncoderLayer',
     'DilatedResNet',
+    'EfficientNetLite0',
     'FeatureLevels',
     'FocalCost',
     'GIoUCost',

@@ -99,10 +99,14 @@ class HungarianAssigner(BaseAssigner):
             start += cost.numel()
             layers = []
             for n, layer in enumerate(block):
-                try:
-                    layers.append([self.match(c[:, :g]) for c, g in zip(layer, num_gts)])
-                except ValueError as error:
-                    raise ValueError(f'{error} (prediction set {i}, layer {n})') from None
+                pictures = []
+                for b, (table, num) in enumerate(zip(layer, num_gts)):
+                    try:
+                        pictures.append(self.match(table[:, :num]))
+                    except ValueError as error:
+                        place = f'prediction set {i}, layer {n}, picture {b}'
+                        raise ValueError(f'{error} ({place})') from None
+                layers.append(pictures)
             results.append(layers)
         return results
 

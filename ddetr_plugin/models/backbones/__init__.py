@@ -1,0 +1,6 @@
+"""Backbones that mmdet does not have."""
+
+from ddetr_plugin.models.backbones.dilated_resnet import DilatedResNet
+from ddetr_plugin.models.backbones.efficientnet_lite import EfficientNetLite0
+
+__all__ = ['DilatedResNet', 'EfficientNetLite0']
