@@ -66,8 +66,14 @@ class DeformableDETR(BaseDetector):
                 (x1, y1, x2, y2) in pixels of the network's input, `labels` (n,).
 
         Raises:
-            ValueError: a label is out of range, or a number is not finite.
+            ValueError: a label is out of range, or a number is not finite; or the model was built
+                without a criterion.
         """
+        if self.criterion is None:
+            raise ValueError(
+                'this model was built without a criterion, so it has no loss; give `criterion` in '
+                'its config'
+            )
         logits, boxes, queries = self.forward_batch(batch_inputs, batch_data_samples)
         return self.criterion(
             logits,

@@ -128,6 +128,17 @@ def criterion_config() -> dict:
     )
 
 
+def mmdet_assigner_config() -> dict:
+    return dict(
+        type='mmdet.HungarianAssigner',
+        match_costs=[
+            dict(type='mmdet.FocalLossCost', weight=2.0),
+            dict(type='mmdet.BBoxL1Cost', weight=5.0, box_format='xywh'),
+            dict(type='mmdet.IoUCost', iou_mode='giou', weight=2.0),
+        ],
+    )
+
+
 def build(config: ConfigDict, seed: int = 0) -> torch.nn.Module:
     """Builds and initialises a model, with noise on every parameter so that none stays zero."""
     torch.manual_seed(seed)
@@ -139,8 +150,11 @@ def build(config: ConfigDict, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def mmdet_twin(config: ConfigDict, model: torch.nn.Module) -> torch.nn.Module:
-    """mmdet's own Deformable DETR with the sizes of `config` and the weights of `model`."""
+def mmdet_twin(config: ConfigDict, model: torch.nn.Module, assigner=None) -> torch.nn.Module:
+    """mmdet's own Deformable DETR with the sizes of `config` and the weights of `model`.
+
+    `assigner` is the config of another assigner than mmdet's.
+    """
     two_stage = 'TwoStage' in config.query_head.type
     refine = bool(config.decoder.get('refine'))
 
@@ -194,16 +208,7 @@ def mmdet_twin(config: ConfigDict, model: torch.nn.Module) -> torch.nn.Module:
                 loss_bbox=config.criterion.loss_bbox,
                 loss_iou=config.criterion.loss_iou,
             ),
-            train_cfg=dict(
-                assigner=dict(
-                    type='mmdet.HungarianAssigner',
-                    match_costs=[
-                        dict(type='mmdet.FocalLossCost', weight=2.0),
-                        dict(type='mmdet.BBoxL1Cost', weight=5.0, box_format='xywh'),
-                        dict(type='mmdet.IoUCost', iou_mode='giou', weight=2.0),
-                    ],
-                )
-            ),
+            train_cfg=dict(assigner=assigner or mmdet_assigner_config()),
             test_cfg=dict(max_per_img=config.bbox_head.max_per_img),
         )
     )
