@@ -80,6 +80,11 @@ class EfficientNetLite0(EfficientNet):
         self.load_state_dict({name: weights[name] for name in built}, strict=True)
         self._is_init = True
 
+    def train(self, mode: bool = True) -> 'EfficientNetLite0':
+        """As `torch.nn.Module.train`; mmdet's own freezes what it must, but returns None."""
+        super().train(mode)
+        return self
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in `out_indices`, of pictures (B, 3, H, W)."""
         return super().forward(x.contiguous(memory_format=torch.channels_last))
