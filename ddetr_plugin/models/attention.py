@@ -126,9 +126,8 @@ class MSDeformAttn(BaseModule):
             size = reference_points[:, :, None, :, None, 2:]
             locations = centre + offsets / self.num_points * size * 0.5
 
-        sampled = ms_deform_attn(
-            value, levels.spatial_shapes, levels.level_start_index, locations, weights
-        )
+        # Python ints: the fallback in PyTorch would read the tensor back from the device.
+        sampled = ms_deform_attn(value, levels.sizes, None, locations, weights)
         return self.output_proj(sampled)
 
     def _check(
