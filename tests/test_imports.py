@@ -1,0 +1,124 @@
+"""Who may import whom: read from the sources, so that layers stay layers."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddetr_plugin.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'ddetr_plugin'
+# Every module of models/ imports only those before it.
+ORDER = (
+    'boxes',
+    'feature_levels',
+    'match_costs',
+    'assigner',
+    'attention',
+    'encoder',
+    'decoder',
+    'bbox_head',
+    'query_head',
+    'criterion',
+    'detector',
+)
+# What the components take from mmdet; backbones also extend mmdet's backbones.
+FROM_MMDET = (
+    'mmdet.models.detectors.base',
+    'mmdet.models.task_modules.assigners',
+    'mmdet.structures',
+)
+
+
+def imports(path) -> list:
+    """(module, name or None) of every import in a file, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path} has a relative import'
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
+
+
+def modules(path) -> set:
+    """Names of modules that a file may load, with submodules imported by name."""
+    names = set()
+    for module, name in imports(path):
+        names.add(module)
+        if name and (ROOT / module.replace('.', '/') / f'{name}.py').exists():
+            names.add(f'{module}.{name}')
+    return names
+
+
+def within(name, *packages) -> bool:
+    return any(name == package or name.startswith(f'{package}.') for package in packages)
+
+
+def third_party(path) -> set:
+    tops = {name.split('.')[0] for name in modules(path)}
+    return tops - set(sys.stdlib_module_names) - {'ddetr_plugin'}
+
+
+def sources(folder):
+    return sorted(folder.rglob('*.py'))
+
+
+def test_the_operator_needs_torch_and_nothing_else():
+    for path in sources(PACKAGE / 'ops'):
+        assert third_party(path) <= {'torch'}, path
+        assert all(
+            within(name, 'ddetr_plugin.ops')
+            for name in modules(path)
+            if within(name, 'ddetr_plugin')
+        ), path
+
+
+def test_the_registry_needs_mmengine_and_nothing_else():
+    assert modules(PACKAGE / 'registry.py') == {'mmengine.registry'}
+
+
+def test_the_package_imports_no_tools_configs_or_tests():
+    for path in sources(PACKAGE):
+        assert not [name for name in modules(path) if within(name, 'tools', 'configs', 'tests')]
+    for path in sources(ROOT / 'tools') + sources(ROOT / 'configs'):
+        assert not [name for name in modules(path) if within(name, 'tests', 'conftest')], path
+
+
+def test_every_component_module_has_its_place_in_the_order():
+    files = {path.stem for path in (PACKAGE / 'models').glob('*.py')} - {'__init__'}
+    assert files == set(ORDER)
+
+
+@pytest.mark.parametrize('name', ORDER)
+def test_a_component_imports_only_what_comes_before_it(name):
+    earlier = {f'ddetr_plugin.models.{other}' for other in ORDER[: ORDER.index(name)]}
+    allowed = earlier | {'ddetr_plugin.registry'}
+    if name == 'attention':
+        allowed.add('ddetr_plugin.ops')
+    path = PACKAGE / 'models' / f'{name}.py'
+    ours = {module for module in modules(path) if within(module, 'ddetr_plugin')}
+    assert ours <= allowed
+
+
+def test_components_take_from_mmdet_base_classes_and_structures_only():
+    for path in sources(PACKAGE / 'models'):
+        allowed = FROM_MMDET
+        if path.parent.name == 'backbones':
+            allowed += ('mmdet.models.backbones',)
+        for name in modules(path):
+            assert not within(name, 'mmdet') or within(name, *allowed), (path, name)
+        assert third_party(path) <= {'torch', 'numpy', 'scipy', 'mmengine', 'mmcv', 'mmdet'}, path
+
+
+def test_the_detector_builds_its_parts_by_config_and_imports_none_of_them():
+    names = [
+        name
+        for module, name in imports(PACKAGE / 'models' / 'detector.py')
+        if within(module, 'ddetr_plugin.models')
+    ]
+    assert names
+    assert not [name for name in names if MODELS.get(name) is not None]
