@@ -1,5 +1,6 @@
 """Small models for tests, ours and mmdet's, with the same weights."""
 
+import logging
 import re
 
 import torch
@@ -143,11 +144,20 @@ def build(config: ConfigDict, seed: int = 0) -> torch.nn.Module:
     """Builds and initialises a model, with noise on every parameter so that none stays zero."""
     torch.manual_seed(seed)
     model = MODELS.build(config)
-    model.init_weights()
+    initialise(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     return model
+
+
+def initialise(model: torch.nn.Module) -> None:
+    """`init_weights` without mmengine's report of every parameter in the log."""
+    logging.disable(logging.INFO)
+    try:
+        model.init_weights()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def mmdet_twin(config: ConfigDict, model: torch.nn.Module, assigner=None) -> torch.nn.Module:

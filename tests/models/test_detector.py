@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from builders import VARIANTS, batch, build, tiny_config
+from builders import VARIANTS, batch, build, initialise, tiny_config
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData
 from transfers import count_transfers
 
@@ -264,7 +265,7 @@ def test_matrices_of_the_transformer_start_xavier_uniform(variant):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7.0)
-    model.init_weights()
+    initialise(model)
     for part in (model.encoder, model.decoder):
         for name, parameter in part.layers.named_parameters():
             if 'sampling_offsets' in name or 'attention_weights.' in name:
@@ -293,12 +294,29 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(*testing)
 
 
-def test_a_batch_of_one_equals_itself_in_float64():
-    model = build(tiny_config('refine')).eval()
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_a_model_cast_to_another_dtype_gives_near_results_in_float32_or_better(variant, dtype):
+    model = build(tiny_config(variant)).eval()
+    inputs, samples = batch()
+    exact = model.loss(inputs, samples)
+    model.to(dtype)
+    losses = model.loss(inputs.to(dtype), samples)
+    sum(losses.values()).backward()
+    tolerance = 1e-4 if dtype == torch.float64 else 0.05
+    for name, loss in losses.items():
+        assert loss.dtype in (torch.float32, torch.float64)
+        assert loss.item() == pytest.approx(exact[name].item(), rel=tolerance), name
+    with torch.no_grad():
+        for result in model(inputs.to(dtype), samples):
+            assert result.dtype in (torch.float32, torch.float64)
+
+
+def test_ground_truth_may_come_as_box_objects_of_mmdet(model):
     inputs, samples = batch()
     with torch.no_grad():
-        single = model(inputs, samples)
-        double = model.double()(inputs.double(), samples)
-    for low, high in zip(single, double):
-        assert high.dtype == torch.float64
-        torch.testing.assert_close(low.double(), high, rtol=1e-4, atol=1e-4)
+        wanted = model.loss(inputs, samples)
+        for sample in samples:
+            sample.gt_instances.bboxes = HorizontalBoxes(sample.gt_instances.bboxes)
+        losses = model.loss(inputs, samples)
+    assert losses == wanted
