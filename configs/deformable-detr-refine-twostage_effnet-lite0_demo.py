@@ -7,8 +7,8 @@ _base_ = [
 
 data_root = 'data/demo/'
 metainfo = dict(classes=tuple('0123456789'))
-max_iters = 1500
-eval_interval = 300
+max_iters = 1750
+eval_interval = 350
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -67,11 +67,11 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     paramwise_cfg=dict(
         custom_keys={
-            'backbone': dict(lr_mult=0.2),
+            'backbone': dict(lr_mult=0.4),
             'sampling_offsets': dict(lr_mult=0.1),
             'reference_points': dict(lr_mult=0.1),
         }
@@ -87,6 +87,13 @@ param_scheduler = [
         eta_min_ratio=0.01,
         by_epoch=False,
     ),
+]
+
+# Checkpoints hold the random state, so that a resumed run equals an uninterrupted one.
+randomness = dict(seed=0)
+custom_hooks = [
+    dict(type='ddetr_plugin.RandomStateHook'),
+    dict(type='ddetr_plugin.TrainClockHook'),
 ]
 
 default_hooks = dict(

@@ -132,8 +132,8 @@ def write_split(folder, split, count, seed, scans, labels):
         # A generator per scene: the n-th scene does not depend on how many there are.
         rng = np.random.default_rng([seed, split == 'val', number])
         picture, boxes, digits = compose_scene(rng, scans, labels)
-        name = f'{split}_{number:05d}.png'
-        cv2.imwrite(str(folder / 'images' / name), picture)
+        name = f'{split}_{number:05d}.jpg'
+        cv2.imwrite(str(folder / 'images' / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
         images.append(dict(id=number + 1, file_name=name, width=SIZE, height=SIZE))
         for box, digit in zip(boxes, digits):
             annotations.append(

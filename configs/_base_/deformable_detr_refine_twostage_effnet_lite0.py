@@ -46,7 +46,7 @@ model = dict(
     backbone=dict(
         type='ddetr_plugin.EfficientNetLite0',
         out_indices=(3, 4, 5),
-        frozen_stages=1,
+        frozen_stages=3,
         norm_eval=True,
         pretrained=True,
     ),

@@ -2,5 +2,6 @@
 
 from ddetr_plugin.engine.autocast import AutocastOptimWrapper
 from ddetr_plugin.engine.random_state import RandomStateHook
+from ddetr_plugin.engine.train_clock import TrainClockHook
 
-__all__ = ['AutocastOptimWrapper', 'RandomStateHook']
+__all__ = ['AutocastOptimWrapper', 'RandomStateHook', 'TrainClockHook']

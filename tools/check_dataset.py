@@ -1,0 +1,305 @@
+"""Check a COCO-format folder before training on it.
+
+    python tools/check_dataset.py FOLDER
+
+Finds the annotation files and the pictures, and says in plain words what does not fit. Exit status
+1 if something would break or spoil a training. Layouts that are found: annotations/instances_train
+(.json, or with a suffix such as 2017) and instances_val, annotations/train.json and val.json,
+train/_annotations.coco.json and valid/_annotations.coco.json; pictures in images/, images/train/,
+train/, train2017/, beside the annotation file, or in the folder itself.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+ANNOTATION_FILES = (
+    'annotations/instances_{}.json',
+    'annotations/instances_{}[0-9]*.json',
+    'annotations/{}.json',
+    '{}/_annotations.coco.json',
+    'instances_{}.json',
+    '{}.json',
+)
+SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test')}
+DECODED = 1000  # pictures of a split that are decoded; of the others only the header is read
+SHOWN = 5  # findings of a kind that are printed
+
+
+class Split(NamedTuple):
+    """One split: where it is and what its annotation file holds."""
+
+    name: str
+    ann_file: Path
+    image_folder: Path
+    content: dict
+
+
+class Finding(NamedTuple):
+    """Something that does not fit. `kind` groups findings; 'error' stops, 'warning' does not."""
+
+    level: str
+    kind: str
+    where: str
+    remedy: str
+
+
+def find_split(folder, name):
+    """The Split called `name` ('train' or 'val') under `folder`, or None.
+
+    Raises:
+        ValueError: its annotation file is not COCO-format JSON.
+    """
+    for alias in SPLIT_NAMES[name]:
+        for pattern in ANNOTATION_FILES:
+            for ann_file in sorted(folder.glob(pattern.format(alias))):
+                content = read_annotations(ann_file)
+                return Split(name, ann_file, find_images(folder, alias, ann_file, content), content)
+    return None
+
+
+def read_annotations(path):
+    """The dict of a COCO-format JSON file; ValueError if it is something else."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON: {error}') from None
+    missing = {'images', 'annotations', 'categories'} - set(content if type(content) is dict else ())
+    if missing:
+        raise ValueError(
+            f'{path} is not in COCO format: it has no {", ".join(sorted(missing))}. A detection '
+            'data set has images, annotations and categories'
+        )
+    return content
+
+
+def find_images(folder, alias, ann_file, content):
+    """The folder that holds the first pictures of the split; the likeliest if none does."""
+    candidates = [
+        folder / 'images',
+        folder / 'images' / alias,
+        folder / alias,
+        folder / f'{alias}2017',
+        ann_file.parent,
+        folder,
+    ]
+    names = [str(image.get('file_name')) for image in content['images'][:20]]
+    return max(candidates, key=lambda c: sum((c / name).is_file() for name in names))
+
+
+def check_split(split):
+    """All findings of one split."""
+    findings = []
+
+    def report(level, kind, where, remedy):
+        findings.append(Finding(level, kind, f'{split.ann_file.name}: {where}', remedy))
+
+    content = split.content
+    for key in ('images', 'annotations', 'categories'):
+        ids = Counter(entry.get('id') for entry in content[key])
+        for entry_id, count in ids.items():
+            if count > 1 or entry_id is None:
+                report(
+                    'error',
+                    f'{key} without an id of their own',
+                    f'id {entry_id}, {count} times',
+                    'give every entry a unique id',
+                )
+    names = Counter(category.get('name') for category in content['categories'])
+    for name, count in names.items():
+        if count > 1 or not name:
+            report('error', 'class names not unique', f'{name!r}', 'name every category once')
+    if not content['annotations']:
+        report('error', 'no boxes at all', str(split.ann_file), 'is this the right file?')
+    images = {image['id']: image for image in content['images'] if 'id' in image}
+    check_boxes(content, images, report)
+    check_pictures(split, report)
+    return findings
+
+
+def check_boxes(content, images, report):
+    """Reports annotations that cannot be used, or that look wrong."""
+    categories = {category.get('id') for category in content['categories']}
+    outside = fit_as_corners = 0
+    for annotation in content['annotations']:
+        where = f'annotation {annotation.get("id")}'
+        image = images.get(annotation.get('image_id'))
+        if image is None:
+            report(
+                'error',
+                'annotations of unknown pictures',
+                f'{where}, image_id {annotation.get("image_id")}',
+                'add the picture to images, or remove the annotation',
+            )
+            continue
+        where += f', {image.get("file_name")}'
+        if annotation.get('category_id') not in categories:
+            report(
+                'error',
+                'annotations of unknown classes',
+                f'{where}, category_id {annotation.get("category_id")}',
+                'add it to categories, or correct the annotation',
+            )
+        missing = [key for key in ('area', 'iscrowd') if key not in annotation]
+        if missing:
+            report(
+                'error',
+                'annotations without area or iscrowd',
+                f'{where}, lacks {", ".join(missing)}',
+                'pycocotools needs both: area = width * height, iscrowd = 0',
+            )
+        box = annotation.get('bbox')
+        numbers = isinstance(box, list) and len(box) == 4
+        numbers = numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        if not numbers:
+            report(
+                'error', 'boxes that are not four finite numbers', f'{where}, bbox {box}',
+                'bbox is [x, y, width, height] in pixels',
+            )
+            continue
+        x, y, width, height = box
+        if width <= 0 or height <= 0:
+            report(
+                'warning',
+                'boxes without area',
+                f'{where}, bbox {box}',
+                'they are left out of the training; correct or remove them',
+            )
+        image_width, image_height = image.get('width', 0), image.get('height', 0)
+        if x < -1 or y < -1 or x + width > image_width + 1 or y + height > image_height + 1:
+            outside += 1
+            fit_as_corners += x < width <= image_width + 1 and y < height <= image_height + 1
+            report(
+                'warning',
+                'boxes that leave their picture',
+                f'{where}, bbox {box}, picture {image_width} x {image_height}',
+                'clip them to the picture',
+            )
+    if outside > 0.2 * len(content['annotations']) and fit_as_corners > 0.9 * outside:
+        report(
+            'error',
+            'boxes look like [x1, y1, x2, y2]',
+            f'{outside} boxes leave their pictures as [x, y, width, height]',
+            'COCO format is [x, y, width, height]: subtract x1, y1 from x2, y2',
+        )
+
+
+def check_pictures(split, report):
+    """Reports pictures that are missing, broken, or of another size than the annotations say."""
+    for number, image in enumerate(split.content['images']):
+        path = split.image_folder / str(image.get('file_name'))
+        if not path.is_file():
+            report(
+                'error', 'missing pictures', str(path),
+                f'put it there, or remove picture {image.get("id")} from the annotations',
+            )
+            continue
+        try:
+            with Image.open(path) as picture:
+                size = picture.size
+                if number < DECODED:
+                    picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            report('error', 'broken pictures', f'{path}: {error}', 'replace or remove it')
+            continue
+        stated = (image.get('width'), image.get('height'))
+        if size != stated:
+            report(
+                'error',
+                'pictures of another size than stated',
+                f'{path}: is {size[0]} x {size[1]}, annotations say {stated[0]} x {stated[1]}',
+                'correct width and height (and the boxes, if they belong to the stated size)',
+            )
+
+
+def check_classes(train, val):
+    """Findings about class lists that differ between the splits.
+
+    mmdet numbers classes by their order in each file, so that the order matters, too.
+    """
+    classes = [[c.get('name') for c in split.content['categories']] for split in (train, val)]
+    if classes[0] == classes[1]:
+        return []
+    only = [sorted(set(map(str, a)) - set(map(str, b))) for a, b in (classes, classes[::-1])]
+    where = f'only in {train.name}: {only[0]}; only in {val.name}: {only[1]}'
+    if not any(only):
+        where = 'the same classes in another order'
+    remedy = 'write the same categories, in the same order, into both files'
+    return [Finding('error', 'classes of the splits differ', where, remedy)]
+
+
+def check_folder(folder):
+    """Finds and checks the splits of a data set.
+
+    Args:
+        folder: of the data set.
+
+    Returns:
+        (train Split, val Split or None, list of Findings).
+
+    Raises:
+        FileNotFoundError: no folder, or no annotations of a training split in it.
+        ValueError: an annotation file is not in COCO format.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder} is not a folder')
+    train, val = (find_split(folder, name) for name in ('train', 'val'))
+    if train is None:
+        raise FileNotFoundError(
+            f'{folder} has no training annotations; expected annotations/instances_train.json '
+            f'(or one of {", ".join(p.format("train") for p in ANNOTATION_FILES[1:])})'
+        )
+    findings = check_split(train)
+    if val is not None:
+        findings += check_split(val) + check_classes(train, val)
+    return train, val, findings
+
+
+def print_findings(findings):
+    """Prints findings by kind, and returns whether one of them is an error."""
+    kinds = {}
+    for finding in findings:
+        kinds.setdefault((finding.level, finding.kind), []).append(finding)
+    for (level, kind), group in sorted(kinds.items()):
+        print(f'{level}: {kind} ({len(group)})')
+        for finding in group[:SHOWN]:
+            print(f'    {finding.where}')
+        if len(group) > SHOWN:
+            print(f'    ... and {len(group) - SHOWN} more')
+        print(f'    what to do: {group[0].remedy}')
+    return any(finding.level == 'error' for finding in findings)
+
+
+def describe(split):
+    """One line about a split."""
+    content = split.content
+    return (
+        f'{split.name}: {len(content["images"])} pictures in {split.image_folder}, '
+        f'{len(content["annotations"])} boxes, {len(content["categories"])} classes'
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('folder', help='data set in COCO format')
+    args = parser.parse_args()
+    try:
+        train, val, findings = check_folder(args.folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    print(describe(train))
+    print(describe(val) if val else 'val: none; tools/demo.py takes a fifth of train instead')
+    if print_findings(findings):
+        sys.exit(1)
+    print('nothing stands in the way of a training')
+
+
+if __name__ == '__main__':
+    main()
