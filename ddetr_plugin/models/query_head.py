@@ -128,9 +128,8 @@ class TwoStageHead(BaseModule):
     def forward(self, memory: Tensor, levels: FeatureLevels) -> InitialQueries:
         """Proposes boxes on every token of `memory` (B, S, C) and selects the best as queries."""
         anchors = self._anchors(levels)  # (B, S, 4)
+        # False for every token in the padding: its centre lies beyond 1.
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
-        if levels.padding_mask is not None:
-            valid = valid & ~levels.padding_mask[..., None]
         # Invalid tokens keep a logit, and may be chosen where nothing better is left; their
         # memory must be zero before the projection, or padding would decide which.
         anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid, math.inf)
