@@ -48,6 +48,9 @@ def sine_embedding(positions: Tensor, num_feats: int, temperature: float = 10000
     Returns:
         (..., N * num_feats), float32 or better: for each coordinate in turn, sine and cosine
         interleaved.
+
+    Raises:
+        ValueError: `num_feats` is odd.
     """
     if num_feats % 2:
         raise ValueError(f'num_feats must be even, got {num_feats}')

@@ -88,6 +88,9 @@ class DeformableTransformerDecoder(BaseModule):
         refine: the next layer's reference is this layer's box, detached (iterative bounding box
             refinement); otherwise every layer sees the initial reference.
         init_cfg: mmengine initialisation.
+
+    Raises:
+        ValueError: `num_layers` is less than 1.
     """
 
     def __init__(self, num_layers: int, layer: dict, refine: bool = False, init_cfg=None):
