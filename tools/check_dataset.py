@@ -30,6 +30,15 @@ ANNOTATION_FILES = (
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test')}
 DECODED = 1000  # pictures of a split that are decoded; of the others only the header is read
 SHOWN = 5  # findings of a kind that are printed
+EXIF_ORIENTATION = 0x0112
+EXIF_TURNED = (5, 6, 7, 8)  # orientations with width and height exchanged
+
+NUMBER = (int, float)
+ENTRIES = {
+    'images': dict(id=(int, str), file_name=str, width=NUMBER, height=NUMBER),
+    'annotations': dict(id=(int, str), image_id=(int, str), category_id=(int, str)),
+    'categories': dict(id=(int, str), name=str),
+}
 
 
 class Split(NamedTuple):
@@ -65,17 +74,35 @@ def find_split(folder, name):
 
 
 def read_annotations(path):
-    """The dict of a COCO-format JSON file; ValueError if it is something else."""
+    """The dict of a COCO-format JSON file.
+
+    Raises:
+        ValueError: it is something else, or an entry lacks what every tool relies on.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f'{path} is not JSON: {error}') from None
-    missing = {'images', 'annotations', 'categories'} - set(content if type(content) is dict else ())
+    missing = set(ENTRIES) - set(content if isinstance(content, dict) else ())
     if missing:
         raise ValueError(
             f'{path} is not in COCO format: it has no {", ".join(sorted(missing))}. A detection '
             'data set has images, annotations and categories'
         )
+    for part, fields in ENTRIES.items():
+        if not isinstance(content[part], list):
+            raise ValueError(
+                f'{path} is not in COCO format: {part} is a {type(content[part]).__name__}, not a '
+                'list'
+            )
+        for number, entry in enumerate(content[part]):
+            for field, kinds in fields.items():
+                value = entry.get(field) if isinstance(entry, dict) else entry
+                if not isinstance(entry, dict) or not isinstance(value, kinds):
+                    raise ValueError(
+                        f'{path} is not in COCO format: entry {number} of {part} has no usable '
+                        f'{field} (found {value!r}); every one needs {", ".join(fields)}'
+                    )
     return content
 
 
@@ -89,7 +116,7 @@ def find_images(folder, alias, ann_file, content):
         ann_file.parent,
         folder,
     ]
-    names = [str(image.get('file_name')) for image in content['images'][:20]]
+    names = [image['file_name'] for image in content['images'][:20]]
     return max(candidates, key=lambda c: sum((c / name).is_file() for name in names))
 
 
@@ -102,22 +129,39 @@ def check_split(split):
 
     content = split.content
     for key in ('images', 'annotations', 'categories'):
-        ids = Counter(entry.get('id') for entry in content[key])
+        ids = Counter(entry['id'] for entry in content[key])
         for entry_id, count in ids.items():
-            if count > 1 or entry_id is None:
+            if count > 1:
                 report(
                     'error',
                     f'{key} without an id of their own',
                     f'id {entry_id}, {count} times',
                     'give every entry a unique id',
                 )
-    names = Counter(category.get('name') for category in content['categories'])
+    names = Counter(category['name'] for category in content['categories'])
     for name, count in names.items():
-        if count > 1 or not name:
+        if count > 1:
             report('error', 'class names not unique', f'{name!r}', 'name every category once')
     if not content['annotations']:
         report('error', 'no boxes at all', str(split.ann_file), 'is this the right file?')
-    images = {image['id']: image for image in content['images'] if 'id' in image}
+    used = {annotation['category_id'] for annotation in content['annotations']}
+    for category in content['categories'] if split.name == 'train' else ():
+        if category['id'] not in used:
+            report(
+                'warning',
+                'classes without boxes to learn from',
+                category['name'],
+                'annotate some, or remove the category from all annotation files',
+            )
+    for name, count in Counter(image['file_name'] for image in content['images']).items():
+        if count > 1:
+            report(
+                'warning',
+                'pictures that are listed more than once',
+                f'{name}, {count} times',
+                'list it once, with all of its boxes',
+            )
+    images = {image['id']: image for image in content['images']}
     check_boxes(content, images, report)
     check_pictures(split, report)
     return findings
@@ -125,41 +169,45 @@ def check_split(split):
 
 def check_boxes(content, images, report):
     """Reports annotations that cannot be used, or that look wrong."""
-    categories = {category.get('id') for category in content['categories']}
+    categories = {category['id'] for category in content['categories']}
     outside = fit_as_corners = 0
     for annotation in content['annotations']:
-        where = f'annotation {annotation.get("id")}'
-        image = images.get(annotation.get('image_id'))
+        where = f'annotation {annotation["id"]}'
+        image = images.get(annotation['image_id'])
         if image is None:
             report(
                 'error',
                 'annotations of unknown pictures',
-                f'{where}, image_id {annotation.get("image_id")}',
+                f'{where}, image_id {annotation["image_id"]}',
                 'add the picture to images, or remove the annotation',
             )
             continue
-        where += f', {image.get("file_name")}'
-        if annotation.get('category_id') not in categories:
+        where += f', {image["file_name"]}'
+        if annotation['category_id'] not in categories:
             report(
                 'error',
                 'annotations of unknown classes',
-                f'{where}, category_id {annotation.get("category_id")}',
+                f'{where}, category_id {annotation["category_id"]}',
                 'add it to categories, or correct the annotation',
             )
-        missing = [key for key in ('area', 'iscrowd') if key not in annotation]
+        missing = [
+            key for key in ('area', 'iscrowd') if not isinstance(annotation.get(key), NUMBER)
+        ]
         if missing:
             report(
                 'error',
                 'annotations without area or iscrowd',
-                f'{where}, lacks {", ".join(missing)}',
+                f'{where}, has no number for {", ".join(missing)}',
                 'pycocotools needs both: area = width * height, iscrowd = 0',
             )
         box = annotation.get('bbox')
         numbers = isinstance(box, list) and len(box) == 4
-        numbers = numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        numbers = numbers and all(isinstance(v, NUMBER) and math.isfinite(v) for v in box)
         if not numbers:
             report(
-                'error', 'boxes that are not four finite numbers', f'{where}, bbox {box}',
+                'error',
+                'boxes that are not four finite numbers',
+                f'{where}, bbox {box}',
                 'bbox is [x, y, width, height] in pixels',
             )
             continue
@@ -171,7 +219,14 @@ def check_boxes(content, images, report):
                 f'{where}, bbox {box}',
                 'they are left out of the training; correct or remove them',
             )
-        image_width, image_height = image.get('width', 0), image.get('height', 0)
+        elif 'area' not in missing and annotation['area'] <= 0:
+            report(
+                'warning',
+                'annotations whose area is not positive',
+                f'{where}, bbox {box}, area {annotation["area"]}',
+                'they are left out of the training; area = width * height',
+            )
+        image_width, image_height = image['width'], image['height']
         if x < -1 or y < -1 or x + width > image_width + 1 or y + height > image_height + 1:
             outside += 1
             fit_as_corners += x < width <= image_width + 1 and y < height <= image_height + 1
@@ -193,23 +248,36 @@ def check_boxes(content, images, report):
 def check_pictures(split, report):
     """Reports pictures that are missing, broken, or of another size than the annotations say."""
     for number, image in enumerate(split.content['images']):
-        path = split.image_folder / str(image.get('file_name'))
+        path = split.image_folder / image['file_name']
         if not path.is_file():
             report(
-                'error', 'missing pictures', str(path),
-                f'put it there, or remove picture {image.get("id")} from the annotations',
+                'error',
+                'missing pictures',
+                str(path),
+                f'put it there, or remove picture {image["id"]} from the annotations',
             )
             continue
         try:
             with Image.open(path) as picture:
                 size = picture.size
+                orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
                 if number < DECODED:
                     picture.load()
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             report('error', 'broken pictures', f'{path}: {error}', 'replace or remove it')
             continue
-        stated = (image.get('width'), image.get('height'))
-        if size != stated:
+        # Loading for a training turns pictures upright; boxes drawn without that do not fit.
+        size = size[::-1] if orientation in EXIF_TURNED else size
+        stated = (image['width'], image['height'])
+        if size != stated and size[::-1] == stated and orientation in EXIF_TURNED:
+            report(
+                'error',
+                'pictures that are turned when loaded',
+                f'{path}: EXIF orientation {orientation}, upright {size[0]} x {size[1]}, '
+                f'annotations say {stated[0]} x {stated[1]}',
+                'save it without the EXIF orientation, or turn its boxes with it',
+            )
+        elif size != stated:
             report(
                 'error',
                 'pictures of another size than stated',
@@ -223,15 +291,29 @@ def check_classes(train, val):
 
     mmdet numbers classes by their order in each file, so that the order matters, too.
     """
-    classes = [[c.get('name') for c in split.content['categories']] for split in (train, val)]
+    classes = [[c['name'] for c in split.content['categories']] for split in (train, val)]
     if classes[0] == classes[1]:
         return []
-    only = [sorted(set(map(str, a)) - set(map(str, b))) for a, b in (classes, classes[::-1])]
+    only = [sorted(set(a) - set(b)) for a, b in (classes, classes[::-1])]
     where = f'only in {train.name}: {only[0]}; only in {val.name}: {only[1]}'
     if not any(only):
         where = 'the same classes in another order'
     remedy = 'write the same categories, in the same order, into both files'
     return [Finding('error', 'classes of the splits differ', where, remedy)]
+
+
+def check_overlap(train, val):
+    """Findings about pictures that are in both splits."""
+    files = [{s.image_folder / i['file_name'] for i in s.content['images']} for s in (train, val)]
+    return [
+        Finding(
+            'warning',
+            'pictures in both train and val',
+            str(path),
+            'remove it from one of them: what was trained on says nothing about new pictures',
+        )
+        for path in sorted(files[0] & files[1])
+    ]
 
 
 def check_folder(folder):
@@ -258,7 +340,7 @@ def check_folder(folder):
         )
     findings = check_split(train)
     if val is not None:
-        findings += check_split(val) + check_classes(train, val)
+        findings += check_split(val) + check_classes(train, val) + check_overlap(train, val)
     return train, val, findings
 
 

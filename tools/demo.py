@@ -130,6 +130,8 @@ def train_and_test(config, work_dir):
     max_iters = config.train_cfg.max_iters
     path, iteration = last_checkpoint(work_dir)
     config.test_evaluator.outfile_prefix = str(work_dir / 'val')
+    # Else mmengine logs mAP over epochs, which a loop of iterations does not count.
+    config.default_hooks.logger.log_metric_by_epoch = False
     if iteration < max_iters:
         if path:
             print(f'Resuming from {path}')

@@ -74,7 +74,8 @@ def draw_boxes(picture, boxes, scale):
         cv2.rectangle(canvas, a, b, colour, 2)
         (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
         top = max(a[1], text_height + 4)
-        cv2.rectangle(canvas, (a[0], top - text_height - 4), (a[0] + text_width + 2, top), colour, -1)
+        plate = (a[0], top - text_height - 4), (a[0] + text_width + 2, top)
+        cv2.rectangle(canvas, *plate, colour, -1)
         cv2.putText(
             canvas, text, (a[0] + 1, top - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255,) * 3, 1,
             cv2.LINE_AA,
