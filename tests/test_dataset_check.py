@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import check_dataset
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
-sys.path.insert(0, str(ROOT / 'tools'))
-import check_dataset
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def trained(tiny_coco, tmp_path_factory):
     shutil.copy(tiny_coco.annotations, data / 'annotations/instances_train.json')
     options = [
         '--data', data, '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_iters=4',
-        'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2', 'train_dataloader.batch_size=2',
+        'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+        'train_dataloader.batch_size=2',
         'model.backbone.pretrained=False', 'default_hooks.logger.interval=1',
     ]  # fmt: skip
     result = run('demo.py', *options)
@@ -95,8 +96,8 @@ def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tm
     for annotation in content['annotations']:
         x, y, width, height = annotation['bbox']
         image = images[annotation['image_id']]
-        assert 0 <= x and x + width <= image['width'] + 1e-3
-        assert 0 <= y and y + height <= image['height'] + 1e-3
+        assert x >= 0 and x + width <= image['width'] + 1e-3
+        assert y >= 0 and y + height <= image['height'] + 1e-3
     assert (out / 'grey.png').exists() and (out / 'alpha.png').exists()
 
 

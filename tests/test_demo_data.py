@@ -1,15 +1,11 @@
 """The demo's scenes."""
 
 import json
-import sys
-from pathlib import Path
 
 import cv2
+import make_demo_data
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
-import make_demo_data
 
 
 def read(folder, split):
@@ -63,7 +59,7 @@ def test_scenes_are_as_varied_as_promised(scenes):
     assert sides.min() < 20 and 45 < sides.max() <= 70
     for annotation in content['annotations']:
         x, y, width, height = annotation['bbox']
-        assert 0 <= x and 0 <= y and x + width <= 160 and y + height <= 160
+        assert x >= 0 and y >= 0 and x + width <= 160 and y + height <= 160
         assert annotation['area'] == width * height > 0
     picture = cv2.imread(str(scenes / 'images' / content['images'][0]['file_name']))
     assert picture.shape == (160, 160, 3)

@@ -11,6 +11,9 @@ default_hooks = dict(
     visualization=dict(type='DetVisualizationHook'),
 )
 
+# Checkpoints hold the random state: with a seed, a resumed run equals an uninterrupted one.
+custom_hooks = [dict(type='ddetr_plugin.RandomStateHook')]
+
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -123,8 +123,8 @@ class DeformableDETRHead(BaseModule):
         Args:
             logits: (B, Q, K) of the last layer.
             boxes: (B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
-            img_metas: of each picture, with `img_shape` (h, w) in pixels and, if `rescale`,
-                `scale_factor` (w, h).
+            img_metas: of each picture, with `img_shape` (h, w) in pixels and, if the picture was
+                resized, `scale_factor` (w, h).
             rescale: boxes in pixels of the original picture instead of the network's input.
 
         Returns:
@@ -140,7 +140,7 @@ class DeformableDETRHead(BaseModule):
         results = []
         for i, meta in enumerate(img_metas):
             height, width = meta['img_shape'][:2]
-            scale_x, scale_y = meta['scale_factor'][:2] if rescale else (1.0, 1.0)
+            scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2] if rescale else (1.0, 1.0)
             x, y = width / scale_x, height / scale_y
             pixels = torch.stack([boxes[i, :, k] * (x, y)[k % 2] for k in range(4)], dim=-1)
             results.append(InstanceData(bboxes=pixels, scores=scores[i], labels=labels[i]))
