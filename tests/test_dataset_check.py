@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import check_dataset
+import mmcv
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -17,8 +19,14 @@ def data(tiny_coco, tmp_path):
     folder = tmp_path / 'data'
     (folder / 'annotations').mkdir(parents=True)
     shutil.copytree(tiny_coco.images, folder / 'images')
-    for split in ('train', 'val'):
-        shutil.copy(tiny_coco.annotations, folder / f'annotations/instances_{split}.json')
+    content = json.loads(tiny_coco.annotations.read_text())
+    (folder / 'annotations/instances_train.json').write_text(json.dumps(content))
+    # Other files: pictures in both splits are a finding.
+    for image in content['images']:
+        name = f'val_{image["file_name"]}'
+        shutil.copy(folder / 'images' / image['file_name'], folder / 'images' / name)
+        image['file_name'] = name
+    (folder / 'annotations/instances_val.json').write_text(json.dumps(content))
 
     def edit(change, split='train'):
         path = folder / f'annotations/instances_{split}.json'
@@ -50,7 +58,11 @@ def test_good_data_has_no_findings(data):
         (lambda c: c['annotations'][0].pop('area'), 'error', 'without area'),
         (lambda c: c['annotations'][0].update(bbox=[1, 1, 0, 5]), 'warning', 'without area'),
         (lambda c: c['annotations'][0].update(bbox=[60, 1, 9, 5]), 'warning', 'leave their'),
+        (lambda c: c['annotations'][0].update(area=0), 'warning', 'area is not positive'),
         (lambda c: c['annotations'].clear(), 'error', 'no boxes at all'),
+        (lambda c: c['annotations'].clear(), 'warning', 'classes without boxes'),
+        (lambda c: c['images'][0].update(file_name='02.png'), 'warning', 'listed more than once'),
+        (lambda c: c['images'][0].update(file_name='val_01.png'), 'warning', 'in both train and'),
         (lambda c: c['categories'][0].update(name='bar'), 'error', 'class names not unique'),
         (lambda c: c['categories'].reverse(), 'error', 'classes of the splits differ'),
     ],
@@ -75,6 +87,44 @@ def test_a_truncated_picture_is_named(data):
     path.write_bytes(path.read_bytes()[:500])
     findings = check_dataset.check_folder(data.folder)[2]
     assert any(f.kind == 'broken pictures' and '01.png' in f.where for f in findings)
+
+
+def turned_picture(folder):
+    """Writes a picture stored as 64 x 48, which its EXIF orientation turns to 48 x 64."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = folder / 'images' / 'turned.jpg'
+    Image.new('RGB', (64, 48)).save(path, exif=exif)
+    return path
+
+
+def test_a_picture_that_loading_turns_is_an_error_unless_annotated_so(data):
+    path = turned_picture(data.folder)
+    # The premise, in the loader that trainings use.
+    assert mmcv.imread(str(path)).shape == (64, 48, 3)
+    findings = data(lambda c: c['images'][0].update(file_name='turned.jpg'))
+    found = [f for f in findings if f.level == 'error']
+    assert [f.kind for f in found] == ['pictures that are turned when loaded']
+    assert 'EXIF orientation 6' in found[0].where
+    assert not [
+        f for f in data(lambda c: c['images'][0].update(width=48, height=64)) if f.level == 'error'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c: c.update(images={}), 'images is a dict, not a list'),
+        (lambda c: c['images'].append('x'), "entry 8 of images .*found 'x'"),
+        (lambda c: c['images'][0].update(id=[1]), 'entry 0 of images has no usable id'),
+        (lambda c: c['images'][0].update(width='64'), "no usable width .found '64'"),
+        (lambda c: c['annotations'][0].pop('image_id'), 'no usable image_id'),
+        (lambda c: c['categories'][0].pop('name'), 'no usable name'),
+    ],
+)
+def test_an_entry_of_another_form_is_refused_by_its_number(data, change, message):
+    with pytest.raises(ValueError, match=f'not in COCO format: .*{message}'):
+        data(change)
 
 
 def test_a_folder_without_training_annotations_says_what_is_expected(tmp_path):
