@@ -14,6 +14,8 @@ CPU = torch.device('cpu')
 SIZES = [(13, 21), (7, 11), (4, 6), (1, 2)]
 SHAPES = [(97, 161), (100, 90), (33, 167)]
 BATCH = (100, 167)
+# Sides and cells at which float64, or float32 multiplied in float64, would round elsewhere.
+FLOAT32_SIDES = [(14, 10), (15, 9), (26, 22), (45, 33), (45, 39)]
 
 
 def interpolated_masks(sizes, batch_shape, image_shapes):
@@ -45,6 +47,14 @@ def test_masks_equal_nearest_interpolation_of_a_mask_of_pixels(data):
         assert torch.equal(levels.valid_ratios[:, level], ratio)
         cells = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1)
         assert torch.equal(levels.valid_sizes[:, level], cells.float())
+
+
+@pytest.mark.parametrize(('side', 'cells'), FLOAT32_SIDES)
+def test_masks_round_as_interpolation_does_in_float32_for_every_size(side, cells):
+    shapes = [(length, side) for length in range(1, side + 1)]
+    levels = FeatureLevels.from_images([(cells, 1)], (side, side), shapes, CPU)
+    (wanted,) = interpolated_masks([(cells, 1)], (side, side), shapes)
+    assert torch.equal(levels.level_masks()[0], wanted)
 
 
 def test_a_batch_without_padding_has_no_mask_and_ratios_of_one():
