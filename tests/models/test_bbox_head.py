@@ -133,7 +133,9 @@ def test_boxes_that_reach_out_of_the_picture_are_not_clipped():
     assert result.bboxes[0].tolist() == [-15, 30, 15, 50]
 
 
-def test_detections_need_no_scale_factor_unless_they_are_rescaled():
+def test_a_picture_without_scale_factor_was_not_resized():
     head, meta = make_head(), dict(img_shape=(40, 60))
-    with pytest.raises(KeyError, match='scale_factor'):
-        head.predict(torch.zeros(1, 1, 4), torch.rand(1, 1, 4), [meta])
+    predictions = torch.zeros(1, 1, 4), torch.rand(1, 1, 4)
+    for rescale in (True, False):
+        scaled = head.predict(*predictions, [meta | dict(scale_factor=(1.0, 1.0))], rescale)
+        assert torch.equal(head.predict(*predictions, [meta], rescale)[0].bboxes, scaled[0].bboxes)
