@@ -4,15 +4,18 @@
 
 IMAGES is a picture, a folder, or a quoted glob. DIR gets the drawn pictures and predictions.json in
 COCO format: images, categories, and annotations with image_id, category_id, bbox (x, y, width,
-height in pixels of the picture) and score. A file that is no readable picture is reported and
-skipped; the exit status is then 1.
+height in pixels of the picture) and score. A file that is no readable picture, or only a part of
+one, is reported and skipped; the exit status is then 1. Pictures of several folders, as a glob may
+name, keep their paths below the folder that holds them all.
 """
 
 import argparse
 import glob
 import json
+import os
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -29,6 +32,7 @@ from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
+from PIL import Image
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 
@@ -45,10 +49,52 @@ def find_pictures(pattern):
     elif path.is_file():
         found = [path]
     else:
-        found = sorted(Path(p) for p in glob.glob(str(pattern)) if Path(p).is_file())
+        paths = map(Path, glob.glob(str(pattern), recursive=True))
+        found = sorted(p for p in paths if p.is_file())
     if not found:
         raise FileNotFoundError(f'{pattern} is no picture, no folder with pictures, and no glob')
     return found
+
+
+def name_results(pictures, out):
+    """What the results of each picture are called.
+
+    Returns:
+        list of (path, name below the folder that holds all pictures, file to draw to).
+
+    Raises:
+        ValueError: a picture would be overwritten.
+    """
+    folder = Path(os.path.commonpath([path.absolute().parent for path in pictures]))
+    named = []
+    for path in pictures:
+        name = path.absolute().relative_to(folder)
+        # Its own suffix where that can be drawn to, so that a.jpg and a.png stay apart.
+        drawable = name.suffix.lower() in ('.jpg', '.jpeg', '.png')
+        named.append((path, name, out / name if drawable else out / f'{name}.png'))
+    sources = {path.resolve() for path in pictures}
+    for _, _, target in named:
+        if target.resolve() in sources:
+            raise ValueError(f'{target} would be overwritten; name another folder with --out')
+    return named
+
+
+def read_picture(path):
+    """A picture as (H, W, 3) uint8, BGR; grey, palette and alpha pictures, too.
+
+    Raises:
+        ValueError: it is not a picture, or not a whole one.
+    """
+    try:
+        # OpenCV fills what is missing of a truncated file with grey; Pillow refuses it.
+        with Image.open(path) as file:
+            file.load()
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+        raise ValueError(' '.join(str(error).split())) from error
+    if picture is None:
+        raise ValueError('OpenCV cannot decode it')
+    return picture
 
 
 def class_names(checkpoint, config):
@@ -78,13 +124,22 @@ def load_model(config, checkpoint_file, device):
         ValueError: weights or classes do not fit the config.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
-    model_config = config.model.copy()
-    model_config.backbone.pop('init_cfg', None)  # the checkpoint has all weights
-    model = MODELS.build(model_config)
+    model = MODELS.build(config.model)
     try:
         checkpoint = load_checkpoint(model, str(checkpoint_file), map_location='cpu', strict=True)
+    # What torch's unpickler stumbles over depends on the bytes that are no pickle.
+    except (UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{checkpoint_file} is not a checkpoint, or holds more than weights and what the '
+            'Runner adds to them; it was not loaded'
+        ) from error
     except RuntimeError as error:
-        raise ValueError(f'{checkpoint_file} does not fit the config: {error}') from None
+        # The list of all weights that do not fit can fill a screen.
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'{checkpoint_file} does not fit the model of the config; give the config that the '
+            f'training left in its work folder: {reason[:300]}'
+        ) from error
     return model.to(device).eval(), class_names(checkpoint, config)
 
 
@@ -129,7 +184,11 @@ def main():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     try:
-        pictures = find_pictures(args.images)
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        sys.exit(f'error: --device {args.device} cannot be used: {str(error).splitlines()[0]}')
+    try:
+        pictures = name_results(find_pictures(args.images), args.out)
         config = load_config(args.config)
         require_file(args.checkpoint, 'checkpoint')
         model, classes = load_model(config, args.checkpoint, args.device)
@@ -138,21 +197,27 @@ def main():
     pipeline = build_pipeline(config)
     args.out.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for image_id, path in enumerate(pictures, start=1):
-        # Grey, palette and alpha pictures become BGR here.
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            print(f'{path}: not a readable picture, skipped')
+    for image_id, (path, name, target) in enumerate(pictures, start=1):
+        try:
+            picture = read_picture(path)
+        except ValueError as error:
+            print(f'{path}: not a readable picture, skipped ({error})')
             continue
-        found = detect(model, pipeline, picture, args.score_thr)
+        try:
+            found = detect(model, pipeline, picture, args.score_thr)
+        except cv2.error as error:
+            # Such as a picture so thin that it has no width left when it is made smaller.
+            print(f'{path}: cannot be prepared, skipped ({" ".join(str(error).split())})')
+            continue
         height, width = picture.shape[:2]
-        images.append(dict(id=image_id, file_name=path.name, width=width, height=height))
+        images.append(dict(id=image_id, file_name=name.as_posix(), width=width, height=height))
         for box, label, score in found:
             annotation = dict(image_id=image_id, category_id=label + 1, bbox=box, score=score)
             annotations.append(dict(annotation, id=len(annotations) + 1))
         rows = [(box, label, f'{classes[label]} {score:.2f}') for box, label, score in found]
         scale = max(1, -(-report.MIN_WIDTH // picture.shape[1]))
-        cv2.imwrite(str(args.out / f'{path.stem}.png'), report.draw_boxes(picture, rows, scale))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), report.draw_boxes(picture, rows, scale))
         print(f'{path}: {len(found)} objects')
     categories = [dict(id=i, name=name) for i, name in enumerate(classes, start=1)]
     content = dict(images=images, categories=categories, annotations=annotations)
