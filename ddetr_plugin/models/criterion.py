@@ -86,6 +86,7 @@ class SetCriterion(nn.Module):
         targets: Targets,
         proposal_logits: Tensor | None = None,
         proposal_boxes: Tensor | None = None,
+        proposals_have_classes: bool = False,
     ) -> dict[str, Tensor]:
         """All losses of a step.
 
@@ -95,12 +96,13 @@ class SetCriterion(nn.Module):
             targets: the ground truths.
             proposal_logits: (B, S, K), or None.
             proposal_boxes: (B, S, 4), or None.
+            proposals_have_classes: match and train the proposals with the classes of the ground
+                truths; otherwise each ground truth counts as class 0, an object.
 
         Returns:
             `loss_cls`, `loss_bbox`, `loss_iou` of the last layer, `d{i}.loss_*` of the i-th
-            before it, `enc_loss_*` of the proposals (each counts as class 0: an object).
-            Scalars, normalised by the number of ground truths: its mean over all processes, at
-            least 1.
+            before it, `enc_loss_*` of the proposals. Scalars, normalised by the
+            number of ground truths: its mean over all processes, at least 1.
 
         Raises:
             ValueError: a prediction or a ground truth is NaN or infinite where matching needs
@@ -109,9 +111,11 @@ class SetCriterion(nn.Module):
         prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
         sets = [PredictionSet(prefixes, logits, boxes, targets)]
         if proposal_logits is not None:
-            objects = targets._replace(labels=torch.zeros_like(targets.labels))
+            wanted = targets
+            if not proposals_have_classes:
+                wanted = targets._replace(labels=torch.zeros_like(targets.labels))
             sets.append(
-                PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], objects)
+                PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], wanted)
             )
 
         with torch.autocast(logits.device.type, enabled=False):

@@ -25,6 +25,8 @@ class InitialQueries(NamedTuple):
             unpadded picture, float32 or better.
         proposal_logits: (B, S, K) of all region proposals, or None.
         proposal_boxes: (B, S, 4), (cx, cy, w, h) normalised by the unpadded picture, or None.
+        proposals_have_classes: the proposals are to learn the classes of the ground truths;
+            otherwise each ground truth counts as class 0, an object.
     """
 
     query: Tensor
@@ -32,6 +34,7 @@ class InitialQueries(NamedTuple):
     reference: Tensor
     proposal_logits: Tensor | None = None
     proposal_boxes: Tensor | None = None
+    proposals_have_classes: bool = False
 
 
 @MODELS.register_module()
@@ -90,6 +93,8 @@ class TwoStageHead(BaseModule):
         ValueError: `embed_dims` is not a multiple of 4.
     """
 
+    proposals_have_classes = False
+
     def __init__(
         self,
         num_queries: int,
@@ -138,13 +143,19 @@ class TwoStageHead(BaseModule):
         logits = at_least_float32(self.cls_branch(hidden))
         boxes = regress_boxes(self.reg_branch, hidden, anchor_logits)
         num_queries = min(self.num_queries, logits.shape[1])
-        best = logits[..., 0].topk(num_queries, dim=1).indices
+        best = self.score(logits).topk(num_queries, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
 
         embedding = sine_embedding(reference, self.embed_dims // 2)
         embedding = self.pos_trans_norm(self.pos_trans_fc(embedding.to(memory.dtype)))
         query_pos, query = embedding.chunk(2, dim=-1)
-        return InitialQueries(query, query_pos, reference, logits, boxes)
+        return InitialQueries(
+            query, query_pos, reference, logits, boxes, self.proposals_have_classes
+        )
+
+    def score(self, logits: Tensor) -> Tensor:
+        """What proposals are selected by, (B, S), of their logits (B, S, K): the objectness."""
+        return logits[..., 0]
 
     def _anchors(self, levels: FeatureLevels) -> Tensor:
         """(B, S, 4) float32: (cx, cy, w, h) of each token, normalised by the unpadded picture.
@@ -157,3 +168,19 @@ class TwoStageHead(BaseModule):
             size = torch.full_like(centres, self.base_size * 2**level)
             anchors.append(torch.cat((centres, size), dim=-1))
         return torch.cat(anchors, dim=1)
+
+
+@MODELS.register_module()
+class ClassAwareTwoStageHead(TwoStageHead):
+    """Proposals that learn the classes, and are selected by the best of them.
+
+    Not in the paper; DINO (arXiv:2203.03605) and later detectors do so. It trains the encoder to
+    tell classes apart at every token, and short trainings gain most. Parameters are those of
+    `TwoStageHead`, but weights do not carry over between the two: row 0 has another meaning.
+    """
+
+    proposals_have_classes = True
+
+    def score(self, logits: Tensor) -> Tensor:
+        """What proposals are selected by, (B, S), of their logits (B, S, K): the best class."""
+        return logits.amax(-1)
