@@ -32,12 +32,11 @@ test_pipeline = [
 
 model = dict(query_head=dict(num_queries=num_queries))
 
-train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=max_iters, val_interval=eval_interval)
-optim_wrapper = dict(optimizer=dict(lr=7e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),
     dict(

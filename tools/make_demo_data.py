@@ -23,7 +23,7 @@ DIGIT_SIDES = (14, 70)  # of an upscaled scan, pixels; drawn log-uniformly
 MAX_DIGITS = 8
 EMPTY = 0.06  # share of scenes without digits
 MAX_COVERED = 0.25  # of the smaller of two boxes by the other
-VERSION = 1  # of the recipe; another number makes the data anew
+VERSION = 2  # of the recipe; another number makes the data anew
 
 
 def draw_clutter(rng):
@@ -106,7 +106,7 @@ def compose_scene(rng, scans, labels):
         picture (SIZE, SIZE, 3) uint8, list of boxes (x, y, w, h) in pixels, list of digits.
     """
     picture = draw_clutter(rng)
-    count = 0 if rng.random() < EMPTY else int(rng.integers(0, MAX_DIGITS + 1))
+    count = 0 if rng.random() < EMPTY else int(rng.integers(1, MAX_DIGITS + 1))
     boxes, digits = [], []
     for index in rng.integers(0, len(scans), count):
         placed = place_digit(rng, scans[index], boxes)
