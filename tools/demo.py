@@ -35,8 +35,13 @@ def split_off_validation(train, work_dir):
 
     Returns:
         (train, val), as check_dataset.Split.
+
+    Raises:
+        SystemExit: there is only one picture.
     """
     images = sorted(train.content['images'], key=lambda image: image['id'])
+    if len(images) < 2:
+        sys.exit('error: one picture cannot be split into training and validation; add more')
     random.Random(0).shuffle(images)
     held_out = {image['id'] for image in images[: max(1, len(images) // 5)]}
     splits = []
