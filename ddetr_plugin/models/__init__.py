@@ -4,7 +4,7 @@ from ddetr_plugin.models.assigner import HungarianAssigner
 from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
 from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0
 from ddetr_plugin.models.bbox_head import DeformableDETRHead
-from ddetr_plugin.models.criterion import SetCriterion, Targets
+from ddetr_plugin.models.criterion import IoUAwareSetCriterion, SetCriterion, Targets
 from ddetr_plugin.models.decoder import (
     DeformableTransformerDecoder,
     DeformableTransformerDecoderLayer,
@@ -37,6 +37,7 @@ __all__ = [
     'FocalCost',
     'GIoUCost',
     'HungarianAssigner',
+    'IoUAwareSetCriterion',
     'InitialQueries',
     'L1Cost',
     'LearnedQueryHead',

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ddetr_plugin.models.assigner import Match
 from ddetr_plugin.registry import MODELS, TASK_UTILS
 
-__all__ = ['SetCriterion', 'Targets']
+__all__ = ['IoUAwareSetCriterion', 'SetCriterion', 'Targets']
 
 
 class Targets(NamedTuple):
@@ -137,6 +137,18 @@ class SetCriterion(nn.Module):
                         losses[prefix + name] = loss
         return losses
 
+    def class_target(self, matched: Tensor, wanted: Tensor) -> Tensor:
+        """What the score of each match is to become.
+
+        Args:
+            matched: (n, 4) boxes of the matched predictions, (cx, cy, w, h) normalised.
+            wanted: (n, 4) boxes of their ground truths.
+
+        Returns:
+            (n,): 1.
+        """
+        return matched.new_ones(len(matched))
+
     def _set_losses(
         self, predictions: PredictionSet, matches: list[list[Match]], count: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -145,13 +157,14 @@ class SetCriterion(nn.Module):
         num_layers = len(logits)
         layer, picture, query, gt = _flat_indices(matches).to(logits.device)
 
-        one_hot = torch.zeros_like(logits)
-        one_hot[layer, picture, query, targets.labels[picture, gt]] = 1
+        matched, wanted = boxes[layer, picture, query], targets.boxes[picture, gt]
+        class_targets = torch.zeros_like(logits)
+        positive = layer, picture, query, targets.labels[picture, gt]
+        class_targets[positive] = self.class_target(matched, wanted).to(logits.dtype)
         loss_cls = self.loss_cls(
-            logits.flatten(0, -2), one_hot.flatten(0, -2), reduction_override='none'
+            logits.flatten(0, -2), class_targets.flatten(0, -2), reduction_override='none'
         )
 
-        matched, wanted = boxes[layer, picture, query], targets.boxes[picture, gt]
         if len(matched):
             loss_bbox = self.loss_bbox(matched, wanted, reduction_override='none')
             loss_iou = self.loss_iou(
@@ -163,6 +176,22 @@ class SetCriterion(nn.Module):
         # Every layer has the same number of matches, in order: a layer is a row.
         losses = (loss.reshape(num_layers, -1) for loss in (loss_cls, loss_bbox, loss_iou))
         return list(zip(*((loss.sum(1) / count).unbind() for loss in losses)))
+
+
+@MODELS.register_module()
+class IoUAwareSetCriterion(SetCriterion):
+    """Trains the score of a match towards the IoU of its box, so that scores rank boxes.
+
+    Not in the paper; see VarifocalNet (arXiv:2008.13367) and RT-DETR (arXiv:2304.08069). It is
+    meant for a classification loss that takes soft targets, such as mmdet's VarifocalLoss.
+    Arguments are those of `SetCriterion`.
+    """
+
+    @torch.no_grad()
+    def class_target(self, matched: Tensor, wanted: Tensor) -> Tensor:
+        """(n,) IoU of matched (n, 4) and wanted (n, 4) boxes, (cx, cy, w, h) normalised."""
+        matched, wanted = bbox_cxcywh_to_xyxy(matched), bbox_cxcywh_to_xyxy(wanted)
+        return bbox_overlaps(matched, wanted, is_aligned=True, eps=1e-12)
 
 
 def _flat_indices(matches: list[list[Match]]) -> Tensor:

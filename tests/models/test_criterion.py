@@ -3,7 +3,7 @@
 import pytest
 import torch
 from builders import VARIANTS, batch, build, criterion_config, mmdet_assigner_config, tiny_config
-from mmdet.models.losses import FocalLoss, GIoULoss, L1Loss
+from mmdet.models.losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
@@ -257,3 +257,21 @@ def test_the_losses_of_a_model_in_bfloat16_are_float32_and_near(variant):
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(plain[name].item(), rel=0.1), name
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_an_iou_aware_score_is_trained_towards_the_iou_of_its_box():
+    loss_cls = dict(type='mmdet.VarifocalLoss', use_sigmoid=True, loss_weight=1.0)
+    aware = MODELS.build(
+        dict(criterion_config(), type='ddetr_plugin.IoUAwareSetCriterion', loss_cls=loss_cls)
+    )
+    logits = torch.randn(1, 1, 1, NUM_CLASSES).requires_grad_()
+    # The right half of the ground truth, and as much again beside it: IoU = 1 / 3.
+    boxes = torch.tensor([0.6, 0.5, 0.2, 0.2]).view(1, 1, 1, 4).requires_grad_()
+    targets = Targets.pad([torch.tensor([2])], [torch.tensor([[0.5, 0.5, 0.2, 0.2]])])
+    wanted = torch.zeros(1, NUM_CLASSES)
+    wanted[0, 2] = 1 / 3
+    expected = VarifocalLoss(reduction='sum')(logits.flatten(0, 2), wanted)
+    loss = aware(logits, boxes, targets)['loss_cls']
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert boxes.grad is None  # the score follows the box, not the box the score
