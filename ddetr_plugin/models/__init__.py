@@ -17,14 +17,14 @@ from ddetr_plugin.models.encoder import (
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
 from ddetr_plugin.models.query_head import (
-    ClassAwareTwoStageHead,
+    ContentTwoStageHead,
     InitialQueries,
     LearnedQueryHead,
     TwoStageHead,
 )
 
 __all__ = [
-    'ClassAwareTwoStageHead',
+    'ContentTwoStageHead',
     'DeformableDETR',
     'DeformableDETRHead',
     'DeformableTransformerDecoder',

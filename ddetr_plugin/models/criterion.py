@@ -86,7 +86,6 @@ class SetCriterion(nn.Module):
         targets: Targets,
         proposal_logits: Tensor | None = None,
         proposal_boxes: Tensor | None = None,
-        proposals_have_classes: bool = False,
     ) -> dict[str, Tensor]:
         """All losses of a step.
 
@@ -94,10 +93,9 @@ class SetCriterion(nn.Module):
             logits: (N, B, Q, K) of the decoder layers, float32 or better.
             boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
             targets: the ground truths.
-            proposal_logits: (B, S, K), or None.
+            proposal_logits: (B, S, K), or None. To proposals each ground truth is of class 0, an
+                object.
             proposal_boxes: (B, S, 4), or None.
-            proposals_have_classes: match and train the proposals with the classes of the ground
-                truths; otherwise each ground truth counts as class 0, an object.
 
         Returns:
             `loss_cls`, `loss_bbox`, `loss_iou` of the last layer, `d{i}.loss_*` of the i-th
@@ -111,9 +109,7 @@ class SetCriterion(nn.Module):
         prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
         sets = [PredictionSet(prefixes, logits, boxes, targets)]
         if proposal_logits is not None:
-            wanted = targets
-            if not proposals_have_classes:
-                wanted = targets._replace(labels=torch.zeros_like(targets.labels))
+            wanted = targets._replace(labels=torch.zeros_like(targets.labels))
             sets.append(
                 PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], wanted)
             )

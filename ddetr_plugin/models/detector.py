@@ -81,7 +81,6 @@ class DeformableDETR(BaseDetector):
             self._targets(batch_data_samples),
             queries.proposal_logits,
             queries.proposal_boxes,
-            queries.proposals_have_classes,
         )
 
     def predict(

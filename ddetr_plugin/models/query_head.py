@@ -12,7 +12,7 @@ from ddetr_plugin.models.boxes import at_least_float32, regress_boxes, sine_embe
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['InitialQueries', 'LearnedQueryHead', 'TwoStageHead']
+__all__ = ['ContentTwoStageHead', 'InitialQueries', 'LearnedQueryHead', 'TwoStageHead']
 
 
 class InitialQueries(NamedTuple):
@@ -25,8 +25,6 @@ class InitialQueries(NamedTuple):
             unpadded picture, float32 or better.
         proposal_logits: (B, S, K) of all region proposals, or None.
         proposal_boxes: (B, S, 4), (cx, cy, w, h) normalised by the unpadded picture, or None.
-        proposals_have_classes: the proposals are to learn the classes of the ground truths;
-            otherwise each ground truth counts as class 0, an object.
     """
 
     query: Tensor
@@ -34,7 +32,6 @@ class InitialQueries(NamedTuple):
     reference: Tensor
     proposal_logits: Tensor | None = None
     proposal_boxes: Tensor | None = None
-    proposals_have_classes: bool = False
 
 
 @MODELS.register_module()
@@ -93,8 +90,6 @@ class TwoStageHead(BaseModule):
         ValueError: `embed_dims` is not a multiple of 4.
     """
 
-    proposals_have_classes = False
-
     def __init__(
         self,
         num_queries: int,
@@ -118,8 +113,9 @@ class TwoStageHead(BaseModule):
         self.memory_trans_norm = nn.LayerNorm(embed_dims)
         self.cls_branch = nn.Linear(embed_dims, num_classes)
         self.reg_branch = build_box_branch(embed_dims)
-        self.pos_trans_fc = nn.Linear(embed_dims * 2, embed_dims * 2)
-        self.pos_trans_norm = nn.LayerNorm(embed_dims * 2)
+        embedded = self.embedded_dims(embed_dims)
+        self.pos_trans_fc = nn.Linear(embed_dims * 2, embedded)
+        self.pos_trans_norm = nn.LayerNorm(embedded)
 
     def init_weights(self) -> None:
         """Xavier uniform; a proposal starts as exactly its token's box, with a rare class."""
@@ -143,19 +139,29 @@ class TwoStageHead(BaseModule):
         logits = at_least_float32(self.cls_branch(hidden))
         boxes = regress_boxes(self.reg_branch, hidden, anchor_logits)
         num_queries = min(self.num_queries, logits.shape[1])
-        best = self.score(logits).topk(num_queries, dim=1).indices
-        reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
+        best = logits[..., :1].topk(num_queries, dim=1).indices  # (B, Q, 1)
+        reference = boxes.detach().gather(1, best.expand(-1, -1, 4))
 
         embedding = sine_embedding(reference, self.embed_dims // 2)
         embedding = self.pos_trans_norm(self.pos_trans_fc(embedding.to(memory.dtype)))
-        query_pos, query = embedding.chunk(2, dim=-1)
-        return InitialQueries(
-            query, query_pos, reference, logits, boxes, self.proposals_have_classes
-        )
+        features = hidden.gather(1, best.expand(-1, -1, self.embed_dims)).to(memory.dtype)
+        query, query_pos = self.initial_queries(embedding, features)
+        return InitialQueries(query, query_pos, reference, logits, boxes)
 
-    def score(self, logits: Tensor) -> Tensor:
-        """What proposals are selected by, (B, S), of their logits (B, S, K): the objectness."""
-        return logits[..., 0]
+    @staticmethod
+    def embedded_dims(embed_dims: int) -> int:
+        """Features of a box's embedding: position and content, 2 * C."""
+        return embed_dims * 2
+
+    def initial_queries(self, embedding: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Content and position, both (B, Q, C), of the selected proposals.
+
+        Args:
+            embedding: (B, Q, 2 * C), of their boxes.
+            features: (B, Q, C), of their tokens.
+        """
+        query_pos, query = embedding.chunk(2, dim=-1)
+        return query, query_pos
 
     def _anchors(self, levels: FeatureLevels) -> Tensor:
         """(B, S, 4) float32: (cx, cy, w, h) of each token, normalised by the unpadded picture.
@@ -171,16 +177,19 @@ class TwoStageHead(BaseModule):
 
 
 @MODELS.register_module()
-class ClassAwareTwoStageHead(TwoStageHead):
-    """Proposals that learn the classes, and are selected by the best of them.
+class ContentTwoStageHead(TwoStageHead):
+    """Queries that start with the features of their proposals; only their position is embedded.
 
-    Not in the paper; DINO (arXiv:2203.03605) and later detectors do so. It trains the encoder to
-    tell classes apart at every token, and short trainings gain most. Parameters are those of
-    `TwoStageHead`, but weights do not carry over between the two: row 0 has another meaning.
+    Not in the paper; see Efficient DETR (arXiv:2104.01318) and RT-DETR (arXiv:2304.08069). The
+    decoder starts from what the encoder saw instead of from nothing, which short trainings gain
+    much from. Arguments are those of `TwoStageHead`; `pos_trans_*` have half as many rows.
     """
 
-    proposals_have_classes = True
+    @staticmethod
+    def embedded_dims(embed_dims: int) -> int:
+        """Features of a box's embedding: position, C."""
+        return embed_dims
 
-    def score(self, logits: Tensor) -> Tensor:
-        """What proposals are selected by, (B, S), of their logits (B, S, K): the best class."""
-        return logits.amax(-1)
+    def initial_queries(self, embedding: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The features as content, the embedding (B, Q, C) as position."""
+        return features, embedding

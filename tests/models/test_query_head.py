@@ -7,7 +7,7 @@ import torch
 from builders import batch, build, tiny_config
 
 from ddetr_plugin.models import (
-    ClassAwareTwoStageHead,
+    ContentTwoStageHead,
     FeatureLevels,
     LearnedQueryHead,
     TwoStageHead,
@@ -171,25 +171,39 @@ def test_proposals_are_float32_under_bfloat16_autocast():
     torch.testing.assert_close(queries.proposal_boxes, exact.proposal_boxes, rtol=0, atol=0.02)
 
 
-def test_class_aware_proposals_are_selected_by_their_best_class():
-    head = ClassAwareTwoStageHead(7, 12, num_classes=3)
-    head.load_state_dict(make_head().state_dict())
-    queries = head(torch.randn(2, TOKENS, 12), make_levels())
-    best = queries.proposal_logits.amax(-1).argsort(1, descending=True)[:, :7]
-    wanted = queries.proposal_boxes.gather(1, best[..., None].expand(-1, -1, 4))
-    assert torch.equal(queries.reference, wanted)
-    assert queries.proposals_have_classes
+def test_content_queries_are_the_features_of_the_best_proposals():
+    head = ContentTwoStageHead(7, 12, num_classes=3)
+    memory = torch.randn(2, TOKENS, 12, requires_grad=True)
+    queries = head(memory, make_levels([(64, 96)] * 2))
+    best = queries.proposal_logits[..., 0].argsort(1, descending=True)[:, :7]
+    assert torch.equal(
+        queries.reference, queries.proposal_boxes.gather(1, best[..., None].expand(-1, -1, 4))
+    )
+    for b in range(2):
+        features = head.memory_trans_norm(head.memory_trans_fc(memory[b, best[b]]))
+        torch.testing.assert_close(queries.query[b], features)
+    assert queries.query_pos.shape == (2, 7, 12)
+    assert head.pos_trans_fc.weight.shape == (12, 24)
+    # The decoder teaches the encoder through them.
+    queries.query.sum().backward()
+    assert memory.grad[0, best[0]].abs().sum() > 0
 
 
-def test_only_class_aware_proposals_learn_the_classes():
-    gradients = {}
-    for name in ('TwoStageHead', 'ClassAwareTwoStageHead'):
-        model = build(tiny_config('two-stage', query_head=dict(type=f'ddetr_plugin.{name}')))
-        inputs, samples = batch()
-        for sample in samples:
-            sample.gt_instances.labels.fill_(3)
-        model.loss(inputs, samples)['enc_loss_cls'].backward()
-        gradients[name] = model.query_head.cls_branch.bias.grad
+def test_content_queries_replace_those_of_the_paper_by_one_word_of_config():
+    model = build(
+        tiny_config('two-stage', query_head=dict(type='ddetr_plugin.ContentTwoStageHead'))
+    )
+    inputs, samples = batch()
+    losses = model.loss(inputs, samples)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.query_head.parameters())
+
+
+def test_proposals_learn_objects_not_classes():
+    model = build(tiny_config('two-stage'))
+    inputs, samples = batch()
+    for sample in samples:
+        sample.gt_instances.labels.fill_(3)
+    model.loss(inputs, samples)['enc_loss_cls'].backward()
     # A positive's gradient is negative and outweighs those of the rare-class background.
-    assert gradients['TwoStageHead'].argmin() == 0
-    assert gradients['ClassAwareTwoStageHead'].argmin() == 3
+    assert model.query_head.cls_branch.bias.grad.argmin() == 0
