@@ -1,5 +1,5 @@
 // The operator's schema. Implementations: cpu/ms_deform_attn_cpu.cpp, cuda/ms_deform_attn_cuda.cu;
-// gradients and shape inference: ddetr_plugin/ops/_native.py. README.md has the contract.
+// gradients and shape inference: ddetr_plugin/ops/_registration.py. README.md has the contract.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ddetr_plugin, m) {
@@ -8,8 +8,18 @@ STABLE_TORCH_LIBRARY(ddetr_plugin, m) {
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
-      "Tensor level_start_index, Tensor sampling_locations, Tensor attention_weights) "
-      "-> (Tensor, Tensor, Tensor)");
+      "Tensor level_start_index, Tensor sampling_locations, Tensor attention_weights, "
+      "bool deterministic) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "ms_deform_attn_fused_forward(Tensor value, Tensor spatial_shapes, "
+      "Tensor level_start_index, Tensor reference_points, Tensor sampling_offsets, "
+      "Tensor attention_logits) -> Tensor");
+  // The last result is empty unless `reference_grad`.
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor output, Tensor value, "
+      "Tensor spatial_shapes, Tensor level_start_index, Tensor reference_points, "
+      "Tensor sampling_offsets, Tensor attention_logits, bool reference_grad, "
+      "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("cpu_capability() -> str");
   m.def("build_info() -> str");
 }

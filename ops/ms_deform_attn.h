@@ -38,11 +38,9 @@ inline std::string shape_of(const Tensor& tensor) {
   return text.str();
 }
 
-// Checks shapes, dtypes and devices; `metadata_on_cpu` says where the level tensors may lie
-// besides beside `value`.
-inline Sizes check_inputs(
-    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
-    const Tensor& sampling_locations, const Tensor& attention_weights) {
+// Checks value and the level tensors; fills in what they say.
+inline Sizes check_value(
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index) {
   check(value.dim() == 4, "value must be (B, S, M, D), got ", shape_of(value));
   Sizes n{};
   n.batch = value.size(0), n.tokens = value.size(1);
@@ -55,48 +53,80 @@ inline Sizes check_inputs(
   check(
       level_start_index.dim() == 1 && level_start_index.size(0) == n.levels,
       "level_start_index must be (L,) with L=", n.levels, ", got ", shape_of(level_start_index));
-  const Tensor& loc = sampling_locations;
-  check(
-      loc.dim() == 6 && loc.size(0) == n.batch && loc.size(2) == n.heads &&
-          loc.size(3) == n.levels && loc.size(4) > 0 && loc.size(5) == 2,
-      "sampling_locations must be (B, Q, M, L, P, 2) with B=", n.batch, ", M=", n.heads,
-      ", L=", n.levels, ", P >= 1, got ", shape_of(loc));
-  n.queries = loc.size(1), n.points = loc.size(4);
-  const Tensor& weights = attention_weights;
-  bool same = weights.dim() == 5;
-  for (int64_t i = 0; same && i < 5; ++i) same = weights.size(i) == loc.size(i);
-  check(
-      same, "attention_weights must be (B, Q, M, L, P) like sampling_locations ", shape_of(loc),
-      ", got ", shape_of(weights));
-
   const ScalarType dtype = value.scalar_type();
-  const bool half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   check(
-      half || dtype == ScalarType::Float || dtype == ScalarType::Double,
+      dtype == ScalarType::Half || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float ||
+          dtype == ScalarType::Double,
       "value must be a floating-point tensor, got ", dtype);
-  const ScalarType coordinates = half ? ScalarType::Float : dtype;
-  check(
-      loc.scalar_type() == coordinates, "sampling_locations must be ", coordinates,
-      " with a value of ", dtype, ", got ", loc.scalar_type());
-  check(
-      weights.scalar_type() == coordinates, "attention_weights must be ", coordinates,
-      " with a value of ", dtype, ", got ", weights.scalar_type());
   check(
       spatial_shapes.scalar_type() == ScalarType::Long, "spatial_shapes must be int64, got ",
       spatial_shapes.scalar_type());
   check(
       level_start_index.scalar_type() == ScalarType::Long,
       "level_start_index must be int64, got ", level_start_index.scalar_type());
-
-  const auto device = value.device();
-  check(loc.device() == device, "sampling_locations must be on the device of value");
-  check(weights.device() == device, "attention_weights must be on the device of value");
   check(
-      spatial_shapes.is_cpu() || spatial_shapes.device() == device,
+      spatial_shapes.is_cpu() || spatial_shapes.device() == value.device(),
       "spatial_shapes must be on the device of value or on the CPU");
   check(
       level_start_index.device() == spatial_shapes.device(),
       "level_start_index must be on the device of spatial_shapes");
+  return n;
+}
+
+// Coordinates and weights: float32, float64 beside float64 values, on the device of value.
+inline void check_coordinates(const char* name, const Tensor& tensor, const Tensor& value) {
+  const ScalarType dtype = value.scalar_type();
+  const ScalarType wanted = dtype == ScalarType::Double ? dtype : ScalarType::Float;
+  check(
+      tensor.scalar_type() == wanted, name, " must be ", wanted, " with a value of ", dtype,
+      ", got ", tensor.scalar_type());
+  check(tensor.device() == value.device(), name, " must be on the device of value");
+}
+
+// Checks (B, Q, M, L, P, 2) `points` and (B, Q, M, L, P) `weights`; adds Q and P to `n`.
+inline void check_points(
+    Sizes& n, const Tensor& value, const char* points_name, const Tensor& points,
+    const char* weights_name, const Tensor& weights) {
+  check(
+      points.dim() == 6 && points.size(0) == n.batch && points.size(2) == n.heads &&
+          points.size(3) == n.levels && points.size(4) > 0 && points.size(5) == 2,
+      points_name, " must be (B, Q, M, L, P, 2) with B=", n.batch, ", M=", n.heads,
+      ", L=", n.levels, ", P >= 1, got ", shape_of(points));
+  n.queries = points.size(1), n.points = points.size(4);
+  bool same = weights.dim() == 5;
+  for (int64_t i = 0; same && i < 5; ++i) same = weights.size(i) == points.size(i);
+  check(
+      same, weights_name, " must be (B, Q, M, L, P) like ", points_name, " ", shape_of(points),
+      ", got ", shape_of(weights));
+  check_coordinates(points_name, points, value);
+  check_coordinates(weights_name, weights, value);
+}
+
+inline Sizes check_inputs(
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& sampling_locations, const Tensor& attention_weights) {
+  Sizes n = check_value(value, spatial_shapes, level_start_index);
+  check_points(
+      n, value, "sampling_locations", sampling_locations, "attention_weights", attention_weights);
+  return n;
+}
+
+// The same for the fused operator. Its reference points may have a batch of 1 for all pictures.
+inline Sizes check_fused_inputs(
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& reference_points, const Tensor& sampling_offsets,
+    const Tensor& attention_logits) {
+  Sizes n = check_value(value, spatial_shapes, level_start_index);
+  check_points(
+      n, value, "sampling_offsets", sampling_offsets, "attention_logits", attention_logits);
+  const Tensor& ref = reference_points;
+  check(
+      ref.dim() == 4 && (ref.size(0) == n.batch || ref.size(0) == 1) &&
+          ref.size(1) == n.queries && ref.size(2) == n.levels &&
+          (ref.size(3) == 2 || ref.size(3) == 4),
+      "reference_points must be (B, Q, L, 2 or 4) with B=1 or ", n.batch, ", Q=", n.queries,
+      ", L=", n.levels, ", got ", shape_of(ref));
+  check_coordinates("reference_points", ref, value);
   return n;
 }
 

@@ -46,9 +46,10 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
+        deterministic = False
         if grad_output.is_cuda:
             _alert_not_deterministic()
-        grads = _backward(grad_output, *ctx.saved_tensors)
+        grads = _backward(grad_output, *ctx.saved_tensors, deterministic)
         return grads[0], None, None, grads[1], grads[2]
 
 
@@ -70,7 +71,9 @@ def _differentiable(function, operator):
     """The Autograd kernel: `function` where a gradient is wanted, else straight to `operator`."""
 
     def kernel(*arguments):
-        if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
+        if torch.is_grad_enabled() and any(
+            argument.requires_grad for argument in arguments if isinstance(argument, Tensor)
+        ):
             return function.apply(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
@@ -103,6 +106,7 @@ def _backward_fake(
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape

@@ -254,7 +254,7 @@ Tensor forward_cpu(
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(
     const Tensor& grad_output_, const Tensor& value_, const Tensor& spatial_shapes_,
     const Tensor& level_start_index_, const Tensor& sampling_locations,
-    const Tensor& attention_weights) {
+    const Tensor& attention_weights, bool /* deterministic: always */) {
   const Sizes n = check_inputs(
       value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
   check_cpu(n, value_, spatial_shapes_);

@@ -317,10 +317,11 @@ Tensor forward_cuda(
 std::tuple<Tensor, Tensor, Tensor> backward_cuda(
     const Tensor& grad_output_, const Tensor& value_, const Tensor& spatial_shapes_,
     const Tensor& level_start_index_, const Tensor& sampling_locations,
-    const Tensor& attention_weights) {
+    const Tensor& attention_weights, bool deterministic) {
   const Sizes n = check_inputs(
       value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
   check(value_.is_cuda(), "value must be on a CUDA device");
+  check(!deterministic, "CUDA has no deterministic backward");
   check_grad_output(n, grad_output_, value_);
   const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
   const Tensor grad_output = dense(grad_output_), value = dense(value_);

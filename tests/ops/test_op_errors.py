@@ -80,7 +80,7 @@ def test_the_raw_operators_refuse_every_wrong_argument_by_name(name):
         op.ms_deform_attn_forward(*arguments)
     grad_output = torch.zeros(2, 6, 15, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=f'ms_deform_attn: {blamed} '):
-        op.ms_deform_attn_backward(grad_output, *arguments)
+        op.ms_deform_attn_backward(grad_output, *arguments, False)
 
 
 @needs_native
@@ -95,7 +95,7 @@ def test_the_raw_operators_refuse_every_wrong_argument_by_name(name):
 )
 def test_the_raw_backward_refuses_a_wrong_grad_output(grad_output):
     with pytest.raises(RuntimeError, match='ms_deform_attn: grad_output '):
-        torch.ops.ddetr_plugin.ms_deform_attn_backward(grad_output, *case())
+        torch.ops.ddetr_plugin.ms_deform_attn_backward(grad_output, *case(), False)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_forward_passes_opcheck(dtype, device):
 def test_backward_passes_opcheck(device):
     arguments = case(device=device)
     grad_output = torch.randn(2, 6, 15, dtype=torch.float64, device=device)
-    torch.library.opcheck(raw().ms_deform_attn_backward, (grad_output, *arguments))
+    torch.library.opcheck(raw().ms_deform_attn_backward, (grad_output, *arguments, False))
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
@@ -38,7 +38,7 @@ def test_fake_kernels_give_shape_dtype_and_device(dtype, device):
         weights = torch.empty(2, 6, 3, 3, 4, device=device)
         arguments = (value, shapes, starts, locations, weights)
         output = raw().ms_deform_attn_forward(*arguments)
-        grads = raw().ms_deform_attn_backward(output, *arguments)
+        grads = raw().ms_deform_attn_backward(output, *arguments, False)
     assert (output.shape, output.dtype, output.device.type) == ((2, 6, 15), dtype, device)
     for grad, argument in zip(grads, (value, locations, weights)):
         assert (grad.shape, grad.dtype, grad.device) == (
