@@ -1,7 +1,9 @@
 """mmdet's own models on mmcv's attention, small, from the configs that mmdet installs."""
 
 import sys
+from pathlib import Path
 
+import mmdet
 import torch
 from builders import batch, initialise
 from mmdet.registry import MODELS
@@ -131,7 +133,7 @@ class WordEmbeddings(nn.Module):
 def tiny_mmdet_config(name) -> ConfigDict:
     """A config of mmdet with few and narrow layers on a ResNet-18."""
     path, changes = CONFIGS[name]
-    config = Config.fromfile(f'mmdet::{path}')
+    config = Config.fromfile(Path(mmdet.__file__).parent / '.mim' / 'configs' / path)
     for change in changes:
         config.merge_from_dict(dict(model=change))
     return config.model
