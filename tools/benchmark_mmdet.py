@@ -91,8 +91,8 @@ def training_step(model, inputs, samples, context):
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
     with context():
-        losses = model.loss(inputs, samples)
-        sum(value for value in losses.values() if value.requires_grad).backward()
+        total, losses = model.parse_losses(model.loss(inputs, samples))
+        total.backward()
     return {name: value.detach() for name, value in losses.items()}
 
 

@@ -77,6 +77,7 @@ CONFIGS = {
             ),
             _DETR,
             _FEW_DENOISING,
+            dict(encoder=dict(num_cp=0)),
         ],
     ),
 }
@@ -136,6 +137,8 @@ def tiny_mmdet_config(name) -> ConfigDict:
     config = Config.fromfile(Path(mmdet.__file__).parent / '.mim' / 'configs' / path)
     for change in changes:
         config.merge_from_dict(dict(model=change))
+    # Built by mmengine, which knows the name only with its scope.
+    config.model.data_preprocessor.type = 'mmdet.DetDataPreprocessor'
     return config.model
 
 
