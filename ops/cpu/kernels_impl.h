@@ -59,10 +59,12 @@ struct Block {
   Index* corner_inside[kCorners];
   T* dot[kCorners];
 
-  // Fused only. Of one query: numerators of the softmax; the pixel that offset 0 means. Per
-  // point: the softmax; pixels per unit of offset. Backward, of one query: d loss / d pixel.
-  T *numerators, *base_x, *base_y;
-  T *attention, *scale_x, *scale_y;
+  // Fused only. Of one query: numerators of the softmax; where in its reference each point finds
+  // x. Per point: the softmax; the pixel of offset 0; pixels per unit of offset. Backward, of one
+  // query: d loss / d pixel.
+  T* numerators;
+  Index* reference_x;
+  T *attention, *base_x, *base_y, *scale_x, *scale_y;
   T *by_pixel_x, *by_pixel_y;
 
   void* memory;
@@ -75,7 +77,7 @@ struct Block {
     const bool fused = s.reference;
     const int64_t softmax_size = (s.all_points + W - 1) / W * W + padded;
     const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? 10 * n : 0) +
-        (fused ? softmax_size + 4 * padded + 3 * n : 0);
+        (fused ? softmax_size + 3 * padded + 5 * n : 0);
     memory = nullptr;
     if (posix_memalign(&memory, 64, count * sizeof(T))) abort();
     T* next = static_cast<T*>(memory);
@@ -92,13 +94,15 @@ struct Block {
       for (int c = 0; c < kCorners; ++c) take(corner_inside[c], n), take(dot[c], n);
     }
     if (fused) {
-      take(numerators, softmax_size), take(base_x, padded), take(base_y, padded);
-      take(attention, n), take(scale_x, n), take(scale_y, n);
+      take(numerators, softmax_size), take(reference_x, padded), take(attention, n);
+      take(base_x, n), take(base_y, n), take(scale_x, n), take(scale_y, n);
       take(by_pixel_x, padded), take(by_pixel_y, padded);
       // What the padding reads must be numbers; references of two coordinates have scale 1.
       for (int64_t i = 0; i < softmax_size; ++i) numerators[i] = 0;
-      for (int64_t i = 0; i < padded; ++i) base_x[i] = base_y[i] = 0;
-      for (int64_t i = 0; i < n; ++i) scale_x[i] = scale_y[i] = 1;
+      for (int64_t i = 0; i < padded; ++i) {
+        reference_x[i] = i < points ? i / s.points * s.reference_size : 0;
+      }
+      for (int64_t i = 0; i < n; ++i) base_x[i] = base_y[i] = 0, scale_x[i] = scale_y[i] = 1;
     }
     for (int64_t i = 0; i < padded; ++i) {
       // Padding points read a level that exists; their location is NaN.
@@ -137,63 +141,76 @@ DDETR_INLINE void softmax(const Points<T>& s, const Block<T, W>& b, int64_t quer
   using Vec = typename Simd<T, W>::Vec;
   const T* logits = s.weights + query * s.point_stride - s.skipped;
   const Vec lowest = Vec{} - T(__builtin_inf());
-  Vec largest = lowest;
-  for (int64_t i = 0; i < s.all_points; i += W) {
-    const int64_t left = s.all_points - i;
-    largest = Larger::of(
-        largest,
-        left >= W ? load<Vec>(logits + i) : load_part<Vec>(logits + i, left * sizeof(T), lowest));
+  if (s.all_points <= W && s.skipped == 0) {
+    const Vec logit = load_part<Vec>(logits, s.all_points * sizeof(T), lowest);
+    const Vec numerator = exp_nonpositive<W>(logit - fold<T, W, Larger>(logit));
+    store(to, numerator / fold<T, W, Add>(numerator));
+    return;
   }
+  auto logit = [&](int64_t i) {
+    const int64_t left = s.all_points - i;
+    return left >= W ? load<Vec>(logits + i)
+                     : load_part<Vec>(logits + i, left * sizeof(T), lowest);
+  };
+  Vec largest = lowest;
+  for (int64_t i = 0; i < s.all_points; i += W) largest = Larger::of(largest, logit(i));
   largest = fold<T, W, Larger>(largest);
   Vec sum = {};
   for (int64_t i = 0; i < s.all_points; i += W) {
-    const int64_t left = s.all_points - i;
-    const Vec logit =
-        left >= W ? load<Vec>(logits + i) : load_part<Vec>(logits + i, left * sizeof(T), lowest);
-    const Vec numerator = exp_nonpositive<W>(logit - largest);
+    const Vec numerator = exp_nonpositive<W>(logit(i) - largest);
     store(b.numerators + i, numerator);
     sum += numerator;
   }
-  const Vec factor = T(1) / fold<T, W, Add>(sum);
+  sum = fold<T, W, Add>(sum);
   for (int64_t i = 0; i < b.padded; i += W) {
-    store(to + i, load<Vec>(b.numerators + s.skipped + i) * factor);
-  }
-}
-
-template <typename T>
-DDETR_INLINE void fill(T* to, int64_t count, T value) {
-  if (count == 4) {  // as nearly always
-    store(to, typename Simd<T, 4>::Vec{} + value);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = value;
+    store(to + i, load<Vec>(b.numerators + s.skipped + i) / sum);
   }
 }
 
 // Where the reference of one query puts offset 0, in pixels, and how far an offset of 1 goes.
 template <typename T, int W>
-DDETR_INLINE void place(
-    const Points<T>& s, const Block<T, W>& b, int64_t query, T* scale_x, T* scale_y) {
+DDETR_INLINE void place(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+  using Vec = typename Simd<T, W>::Vec;
+  using Int = typename Simd<T, W>::Int;
   const T* reference = s.reference + query * s.reference_stride;
   const bool box = s.reference_size == 4;
-  for (int64_t l = 0; l < s.levels; ++l, reference += s.reference_size) {
-    const int64_t i = l * s.points;
-    const T width = b.width[i], height = b.height[i];
-    T x = reference[0] * width, y = reference[1] * height;
+  const T per_point = T(0.5) / T(s.points);
+  const int64_t n = slot * b.padded;
+  const int64_t numbers = s.levels * s.reference_size;
+  if (numbers <= W) {
+    const Vec all = load_part<Vec>(reference, numbers * sizeof(T), Vec{});
+    for (int64_t i = 0; i < b.padded; i += W) {
+      const Int at = load<Int>(b.reference_x + i);
+      const Vec width = load<Vec>(b.width + i), height = load<Vec>(b.height + i);
+      Vec x = permute<T, W>(all, at) * width, y = permute<T, W>(all, at + 1) * height;
+      forbid_fusion(x);
+      forbid_fusion(y);
+      store(b.base_x + n + i, x - T(0.5));
+      store(b.base_y + n + i, y - T(0.5));
+      if (box) {
+        store(b.scale_x + n + i, permute<T, W>(all, at + 2) * width * per_point);
+        store(b.scale_y + n + i, permute<T, W>(all, at + 3) * height * per_point);
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < b.points; ++i) {
+    const T* at = reference + b.reference_x[i];
+    T x = at[0] * b.width[i], y = at[1] * b.height[i];
     forbid_fusion(x);
     forbid_fusion(y);
-    fill(b.base_x + i, s.points, x - T(0.5));
-    fill(b.base_y + i, s.points, y - T(0.5));
+    b.base_x[n + i] = x - T(0.5);
+    b.base_y[n + i] = y - T(0.5);
     if (box) {
-      fill(scale_x + i, s.points, reference[2] * width * T(0.5) / T(s.points));
-      fill(scale_y + i, s.points, reference[3] * height * T(0.5) / T(s.points));
+      b.scale_x[n + i] = at[2] * b.width[i] * per_point;
+      b.scale_y[n + i] = at[3] * b.height[i] * per_point;
     }
   }
 }
 
 // Pixel coordinates, corner weights and corner rows of one query; `slot` is its place in the block.
-template <typename T, int W, bool Backward>
-__attribute__((noinline)) void locate(
-    const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+template <typename T, int W, bool Backward, bool Fused>
+DDETR_INLINE void locate(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
   using Vec = typename Simd<T, W>::Vec;
   using Int = typename Simd<T, W>::Int;
   const T* locations = s.locations + query * 2 * s.point_stride;
@@ -201,12 +218,6 @@ __attribute__((noinline)) void locate(
   const Vec zero = {};
   const Int none = {};
   const Vec nan = zero + T(__builtin_nan(""));
-  const bool fused = s.reference;
-  if (fused) {
-    const int64_t n = slot * b.padded;
-    softmax(s, b, query, b.attention + n);
-    place(s, b, query, b.scale_x + n, b.scale_y + n);
-  }
   for (int64_t i = 0; i < b.padded; i += W) {
     const int64_t n = slot * b.padded + i;
     const int64_t left = b.points - i;
@@ -218,7 +229,7 @@ __attribute__((noinline)) void locate(
       first = load_part<Vec>(locations + 2 * i, 2 * left * sizeof(T), nan);
       second = load_part<Vec>(locations + 2 * i + W, (2 * left - W) * sizeof(T), nan);
     }
-    if (fused) {
+    if (Fused) {
       attention = load<Vec>(b.attention + n);
     } else if (left >= W) {
       attention = load<Vec>(weights + i);
@@ -229,12 +240,12 @@ __attribute__((noinline)) void locate(
     const Int columns = load<Int>(b.columns + i), rows = load<Int>(b.rows + i);
     Vec x = shuffle<T, W, Every2nd<0>>(first, second);
     Vec y = shuffle<T, W, Every2nd<1>>(first, second);
-    x *= fused ? load<Vec>(b.scale_x + n) : width;
-    y *= fused ? load<Vec>(b.scale_y + n) : height;
+    x *= Fused ? load<Vec>(b.scale_x + n) : width;
+    y *= Fused ? load<Vec>(b.scale_y + n) : height;
     forbid_fusion(x);
     forbid_fusion(y);
-    x += fused ? load<Vec>(b.base_x + i) : zero - T(0.5);
-    y += fused ? load<Vec>(b.base_y + i) : zero - T(0.5);
+    x += Fused ? load<Vec>(b.base_x + n) : zero - T(0.5);
+    y += Fused ? load<Vec>(b.base_y + n) : zero - T(0.5);
     // Comparisons that NaN fails.
     const Int inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);
     x = inside ? x : zero;
@@ -271,6 +282,20 @@ __attribute__((noinline)) void locate(
   }
 }
 
+// The same for the `count` queries of a block. Each step is a loop of its own: within a query it
+// is one long chain, and the machine can only overlap those of queries that are near enough.
+template <typename T, int W, bool Backward>
+__attribute__((noinline)) void locate_block(
+    const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t count) {
+  if (s.reference) {
+    for (int64_t k = 0; k < count; ++k) softmax(s, b, query + k, b.attention + k * b.padded);
+    for (int64_t k = 0; k < count; ++k) place(s, b, query + k, k);
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, true>(s, b, query + k, k);
+  } else {
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, false>(s, b, query + k, k);
+  }
+}
+
 // Adds up NV vectors of channels over all points of one query.
 template <typename E, typename T, int W, int NV>
 DDETR_INLINE void gather(
@@ -286,16 +311,27 @@ DDETR_INLINE void gather(
     for (int c = 0; c < kCorners; ++c) {
       const E* row = value + int64_t(b.row[c][i]) * stride;
       const T weight = b.weight[c][i];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sums[c % kSums][v] += weight * Memory<E, W>::load(row + v * W);
+#pragma GCC unroll 4
+      for (int v = 0; v + 1 < NV; v += 2) {
+        Vec first, second;
+        Memory<E, W>::load2(row + v * W, first, second);
+        sums[c % kSums][v] += weight * first;
+        sums[c % kSums][v + 1] += weight * second;
+      }
+      if constexpr (NV % 2) {
+        sums[c % kSums][NV - 1] += weight * Memory<E, W>::load(row + (NV - 1) * W);
+      }
     }
   }
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    Vec sum = sums[0][v];
-    for (int k = 1; k < kSums; ++k) sum += sums[k][v];
-    Memory<E, W>::store(output + v * W, sum);
+    for (int k = 1; k < kSums; ++k) sums[0][v] += sums[k][v];
   }
+#pragma GCC unroll 4
+  for (int v = 0; v + 1 < NV; v += 2) {
+    Memory<E, W>::store2(output + v * W, sums[0][v], sums[0][v + 1]);
+  }
+  if constexpr (NV % 2) Memory<E, W>::store(output + (NV - 1) * W, sums[0][NV - 1]);
 }
 
 template <typename E, typename T, int W>
@@ -318,7 +354,7 @@ void forward_slice(const Slice<E>& s) {
   for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
     prefetch_block<T, W>(s, b, q + n);
-    for (int64_t k = 0; k < n; ++k) locate<T, W, false>(s, b, q + k, k);
+    locate_block<T, W, false>(s, b, q, n);
     for (int64_t k = 0; k < n; ++k) {
       E* output = s.output + (q + k) * s.output_stride;
       E* to = whole ? output : padded_row;
@@ -537,9 +573,11 @@ void backward_slice(const Slice<E>& s) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
     prefetch_block<T, W>(s, b, q + n);
     for (int64_t k = 0; k < n; ++k) {
-      prefetch(s.grad_output + (q + k) * s.output_stride, s.channels * sizeof(E));
-      locate<T, W, true>(s, b, q + k, k);
+      const int64_t row = (q + k) * s.output_stride;
+      prefetch(s.grad_output + row, s.channels * sizeof(E));
+      if (s.reference) prefetch(s.output + row, s.channels * sizeof(E));
     }
+    locate_block<T, W, true>(s, b, q, n);
     for (int64_t k = 0; k < n; ++k) {
       const E* grad_output = s.grad_output + (q + k) * s.output_stride;
       if constexpr (sizeof(E) == sizeof(T)) {

@@ -36,15 +36,32 @@ DDETR_INLINE void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
+#if DDETR_VECTOR_BYTES == 64
+DDETR_INLINE uint64_t first_bits(int64_t count) {
+  return count >= 64 ? ~uint64_t(0) : (uint64_t(1) << (count < 0 ? 0 : count)) - 1;
+}
+#endif
+
 // The first `bytes` bytes, the rest from `fill`.
 template <typename V>
 DDETR_INLINE V load_part(const void* from, int64_t bytes, V fill) {
+#if DDETR_VECTOR_BYTES == 64
+  if constexpr (sizeof(V) == 64) {
+    return (V)_mm512_mask_loadu_epi8((__m512i)fill, first_bits(bytes), from);
+  }
+#endif
   if (bytes > 0) __builtin_memcpy(&fill, from, bytes < int64_t(sizeof(V)) ? bytes : sizeof(V));
   return fill;
 }
 
 template <typename V>
 DDETR_INLINE void store_part(void* to, int64_t bytes, V v) {
+#if DDETR_VECTOR_BYTES == 64
+  if constexpr (sizeof(V) == 64) {
+    _mm512_mask_storeu_epi8(to, first_bits(bytes), (__m512i)v);
+    return;
+  }
+#endif
   if (bytes > 0) __builtin_memcpy(to, &v, bytes < int64_t(sizeof(V)) ? bytes : sizeof(V));
 }
 
@@ -85,6 +102,19 @@ template <typename T, int W, typename Pattern>
 DDETR_INLINE typename Simd<T, W>::Vec shuffle(
     typename Simd<T, W>::Vec a, typename Simd<T, W>::Vec b) {
   return shuffle<T, W, Pattern>(a, b, typename MakeIndices<W>::type{});
+}
+
+// Result element j is element index[j] of v.
+template <typename T, int W>
+DDETR_INLINE typename Simd<T, W>::Vec permute(
+    typename Simd<T, W>::Vec v, typename Simd<T, W>::Int index) {
+#if defined(__clang__)
+  typename Simd<T, W>::Vec result;
+  for (int j = 0; j < W; ++j) result[j] = v[index[j]];
+  return result;
+#else
+  return __builtin_shuffle(v, index);
+#endif
 }
 
 // Elements 0, 2, 4... (Odd = 0) or 1, 3, 5... (Odd = 1).
@@ -187,6 +217,11 @@ struct Memory {  // float, double
   using Vec = typename Simd<E, W>::Vec;
   static DDETR_INLINE Vec load(const E* from) { return ::load<Vec>(from); }
   static DDETR_INLINE void store(E* to, Vec v) { ::store(to, v); }
+  // 2 * W elements in the order that is cheapest, the same in both.
+  static DDETR_INLINE void load2(const E* from, Vec& a, Vec& b) {
+    a = load(from), b = load(from + W);
+  }
+  static DDETR_INLINE void store2(E* to, Vec a, Vec b) { store(to, a), store(to + W, b); }
 };
 
 template <int W>
@@ -217,10 +252,23 @@ struct Memory<ddetr::Bf16, W> {
     return (Vec)(Memory16<W>::load(from) << 16);
   }
   static DDETR_INLINE void store(ddetr::Bf16* to, Vec v) {
+    Memory16<W>::store(to, round(v) >> 16);
+  }
+  // Even elements, odd elements.
+  static DDETR_INLINE void load2(const ddetr::Bf16* from, Vec& a, Vec& b) {
+    const Bits both = ::load<Bits>(from);
+    a = (Vec)(both << 16), b = (Vec)(both & 0xffff0000u);
+  }
+  static DDETR_INLINE void store2(ddetr::Bf16* to, Vec a, Vec b) {
+    ::store(to, (round(a) >> 16) | round(b));
+  }
+
+ private:
+  // To the nearest, ties to even; a NaN must not round to infinity.
+  static DDETR_INLINE Bits round(Vec v) {
     const Bits bits = (Bits)v;
-    // To the nearest, ties to even; a NaN must not round to infinity.
-    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    Memory16<W>::store(to, v == v ? rounded : ((bits >> 16) | 0x40));
+    const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    return (v == v ? rounded : (bits | 0x400000)) & 0xffff0000u;
   }
 };
 
@@ -256,6 +304,12 @@ struct Memory<ddetr::Fp16, W> {
     Bits half = bits < (113u << 23) ? subnormal : normal;
     half = bits >= (143u << 23) ? special : half;
     Memory16<W>::store(to, half | (sign >> 16));
+  }
+  static DDETR_INLINE void load2(const ddetr::Fp16* from, Vec& a, Vec& b) {
+    a = load(from), b = load(from + W);
+  }
+  static DDETR_INLINE void store2(ddetr::Fp16* to, Vec a, Vec b) {
+    store(to, a), store(to + W, b);
   }
 };
 
