@@ -169,10 +169,15 @@ def milliseconds(call, device):
 
 
 def measure(calls, device, rounds):
-    """Medians and quartiles of each named call; the calls take turns."""
+    """Medians and quartiles of each named call; the calls take turns.
+
+    In its turn a call runs twice, and the second is timed: it finds in the caches what it left
+    there itself, as it would find what the layer before it left, and not what a peer did.
+    """
     times = {name: [] for name in calls}
     for number in range(rounds + 2):
         for name, call in calls.items():
+            call()
             taken = milliseconds(call, device)
             if number >= 2:  # two rounds of warming up
                 times[name].append(taken)
