@@ -73,7 +73,12 @@ def make_inputs(batch, sizes, queries, device):
     offsets = (locations - reference[:, :, None, :, None]) * cells[:, None]
     plain = [*values, locations, logits.softmax(-1).view(lead)]
     fused = [*values, reference, offsets, logits.view(lead)]
-    return [x.to(device) for x in plain], [x.to(device) for x in fused]
+    plain, fused = [x.to(device) for x in plain], [x.to(device) for x in fused]
+    # What a model differentiates: the references of an encoder are constants, those of a decoder
+    # that refines boxes are detached.
+    for x in (plain[0], *plain[3:], fused[0], *fused[4:]):
+        x.requires_grad_()
+    return plain, fused
 
 
 def grid_sample_attention(value, spatial_shapes, level_start_index, locations, weights):
@@ -139,8 +144,8 @@ def forward(function, inputs):
 
 
 def forward_backward(function, inputs):
-    """One call and the gradients of value, locations and weights."""
-    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    """One call and the gradients of what wants them."""
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
     output = function(*leaves)
     wanted = [x for x in leaves if x.requires_grad]
     # Ones that are memory, as a following layer's gradient is, not an expanded scalar.
@@ -263,7 +268,13 @@ def main():
             continue
         plain, fused = make_inputs(batch, sizes, queries, options.device)
         entries = {name: (f, plain) for name, f in implementations(options.device).items()}
-        entries['ours, bfloat16 values'] = ms_deform_attn, [plain[0].bfloat16(), *plain[1:]]
+        entries['ours, bfloat16 values'] = (
+            ms_deform_attn,
+            [
+                plain[0].detach().bfloat16().requires_grad_(),
+                *plain[1:],
+            ],
+        )
         fused_entries = {name: (f, fused) for name, f in FUSED.items()}
         for operator, operands in (('', entries), (', fused', fused_entries)):
             for step in (forward_backward, forward):

@@ -33,7 +33,6 @@ struct Wide<double> {
 // offsets in place of the locations and logits in place of the weights.
 template <typename T>
 struct Points {
-  int64_t value_stride;  // from one row of `value` to the next
   int64_t channels;
   int64_t padded;  // `channels` rounded up to whole vectors
 
@@ -52,9 +51,9 @@ struct Points {
   int64_t reference_size;    // 2 or 4
   int64_t all_points, skipped;
 
-  // Backward only. grad_value is laid out as wide_value and is added to; the others are written.
-  const T* wide_value;
+  // Backward only. grad_value is added to; the others are written.
   T* grad_value;
+  int64_t grad_value_stride;  // from one row to the next
   T* grad_locations;
   T* grad_weights;
   T* grad_reference;  // query 0, of this head alone, laid out as `reference`; may be null
@@ -66,8 +65,13 @@ template <typename E>
 struct Slice : Points<typename Wide<E>::type> {
   using T = typename Wide<E>::type;
   // Row r is at value + r * value_stride. `padded` elements of it can be read, those beyond
-  // `channels` being zero. Forward only.
+  // `channels` being zero.
   const E* value;
+  int64_t value_stride;
+  // Backward: if not null, in place of `value`, and with grad_value's stride.
+  const typename Wide<E>::type* wide_value;
+  // Rows are far apart in a large memory: worth asking for them early.
+  bool sparse;
   E* output;  // query 0; the fused backward reads it
   const E* grad_output;
   int64_t output_stride;  // from one query to the next in both

@@ -355,7 +355,9 @@ void forward_slice(const Slice<E>& s) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
     prefetch_block<T, W>(s, b, q + n);
     locate_block<T, W, false>(s, b, q, n);
+    if (s.sparse) prefetch_rows(s.value, s.value_stride, s.channels, b, 0);
     for (int64_t k = 0; k < n; ++k) {
+      if (s.sparse && k + 1 < n) prefetch_rows(s.value, s.value_stride, s.channels, b, k + 1);
       E* output = s.output + (q + k) * s.output_stride;
       E* to = whole ? output : padded_row;
       if constexpr (NV > 0) {
@@ -369,10 +371,23 @@ void forward_slice(const Slice<E>& s) {
   free(padded_row);
 }
 
+// Asks for the rows that the points of one query read (and, in a backward pass, add to).
+template <typename R, typename T, int W>
+DDETR_INLINE void prefetch_rows(
+    const R* rows, int64_t stride, int64_t channels, const Block<T, W>& b, int64_t slot) {
+  for (int64_t i = slot * b.padded; i < slot * b.padded + b.points; ++i) {
+    if (!b.inside[i]) continue;
+    for (int c = 0; c < kCorners; ++c) {
+      prefetch(rows + int64_t(b.row[c][i]) * stride, channels * sizeof(R));
+    }
+  }
+}
+
 // Adds one query's grad_output to the rows it read and multiplies it with them.
-template <typename T, int W, int NV>
+template <typename R, typename T, int W, int NV>
 DDETR_INLINE void scatter(
-    const Points<T>& s, const Block<T, W>& b, int64_t slot, const T* grad_output) {
+    const Points<T>& s, const R* rows, int64_t stride, const Block<T, W>& b, int64_t slot,
+    const T* grad_output) {
   using Vec = typename Simd<T, W>::Vec;
   const int64_t vectors = NV > 0 ? NV : s.padded / W;
   // W dot products become one vector of sums: W / 4 points with four corners each.
@@ -389,14 +404,14 @@ DDETR_INLINE void scatter(
     for (int p = 0; p < kPoints; ++p) {
       Vec sum[kCorners] = {};
       if (b.inside[i + p]) {
-        const T* value[kCorners];
+        const R* value[kCorners];
         T* grad_value[kCorners];
         T weight[kCorners];
 #pragma GCC unroll 4
         for (int c = 0; c < kCorners; ++c) {
-          const int64_t offset = int64_t(b.row[c][i + p]) * s.value_stride;
-          value[c] = s.wide_value + offset;
-          grad_value[c] = s.grad_value + offset;
+          const int64_t row = b.row[c][i + p];
+          value[c] = rows + row * stride;
+          grad_value[c] = s.grad_value + row * s.grad_value_stride;
           weight[c] = b.weight[c][i + p];
         }
 #pragma GCC unroll 8
@@ -409,7 +424,7 @@ DDETR_INLINE void scatter(
           }
 #pragma GCC unroll 4
           for (int c = 0; c < kCorners; ++c) {
-            sum[c] += g * load<Vec>(value[c] + v * W);
+            sum[c] += g * Memory<R, W>::load(value[c] + v * W);
             T* target = grad_value[c] + v * W;
             store(target, load<Vec>(target) + weight[c] * g);
           }
@@ -579,15 +594,22 @@ void backward_slice(const Slice<E>& s) {
     }
     locate_block<T, W, true>(s, b, q, n);
     for (int64_t k = 0; k < n; ++k) {
-      const E* grad_output = s.grad_output + (q + k) * s.output_stride;
-      if constexpr (sizeof(E) == sizeof(T)) {
-        if (whole) {
-          scatter<T, W, NV>(s, b, k, grad_output);
-          continue;
-        }
+      const E* row = s.grad_output + (q + k) * s.output_stride;
+      const T* grad_output = padded_row;
+      if (whole) {
+        grad_output = reinterpret_cast<const T*>(row);
+      } else {
+        widen<E>(row, padded_row, s.channels);
       }
-      widen<E>(grad_output, padded_row, s.channels);
-      scatter<T, W, NV>(s, b, k, padded_row);
+      if (s.sparse && k + 1 < n) {
+        prefetch_rows(s.value, s.value_stride, s.channels, b, k + 1);
+        prefetch_rows(s.grad_value, s.grad_value_stride, s.channels, b, k + 1);
+      }
+      if (s.wide_value) {
+        scatter<T, T, W, NV>(s, s.wide_value, s.grad_value_stride, b, k, grad_output);
+      } else {
+        scatter<E, T, W, NV>(s, s.value, s.value_stride, b, k, grad_output);
+      }
     }
     for (int64_t k = 0; k < n; ++k) {
       T sum = 0;

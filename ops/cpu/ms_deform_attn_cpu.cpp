@@ -160,6 +160,7 @@ void forward(const Sizes& n, const E* value, const Samples<T>& samples, E* outpu
     Slice<E> s = samples.template slice<E>(n, b, m, 0, n.levels);
     s.value = packed_value ? packed_value : value + b * n.tokens * row + m * n.channels;
     s.value_stride = packed_value ? padded : row;
+    s.sparse = !packed_value;
     s.query_begin = query_begin, s.query_end = query_end;
     s.output = output + b * n.queries * row + m * n.channels;
     kernel.forward(s);
@@ -201,7 +202,7 @@ struct Gradients {
   const E* grad_output;
   const E* output;  // fused only
   const E* value;
-  E* grad_value;  // all zero unless slices are packed
+  E* grad_value;
   T* grad_locations;
   T* grad_weights;
   T* grad_reference;  // (B, M, Q, L, 2 or 4), of each head; null if not wanted
@@ -217,11 +218,19 @@ void backward(
   const bool by_level = slices < 2 * int64_t(torch::stable::get_num_threads());
   const int64_t parts = by_level ? n.levels : 1;
   const int64_t tasks = slices * parts;
+  constexpr bool narrow = !std::is_same_v<E, T>;
+  if (!packed && !narrow) {
+    const int64_t bytes = n.batch * n.tokens * row * sizeof(E);
+    torch::stable::parallel_for(0, bytes, 1 << 18, [&](int64_t begin, int64_t end) {
+      std::memset(reinterpret_cast<char*>(tensors.grad_value) + begin, 0, end - begin);
+    });
+  }
   torch::stable::parallel_for(0, tasks, grain(n, tasks), [&](int64_t begin, int64_t end) {
-    // Of each row first the values, then the gradient: two buffers a multiple of 4096 bytes apart
-    // would make loads wait for stores that only seem to be to the same place.
+    // Where a slice is packed: of each row first the values, then the gradient. Two buffers a
+    // multiple of 4096 bytes apart would make loads wait for stores that only seem to be to the
+    // same place. 16-bit values that stay where they are still have gradients in T, in a buffer.
     Buffer<T> copy;
-    if (packed) copy = allocate<T>(n.tokens * 2 * padded);
+    if (packed || narrow) copy = allocate<T>(n.tokens * (packed ? 2 : 1) * padded);
     std::vector<int64_t> starts(n.levels);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / parts / n.heads, m = task / parts % n.heads;
@@ -244,10 +253,16 @@ void backward(
           std::fill(to + n.channels, to + 2 * padded, T(0));
         }
         s.wide_value = copy.get(), s.grad_value = copy.get() + padded;
-        s.value_stride = 2 * padded;
-      } else if constexpr (std::is_same_v<E, T>) {
-        s.wide_value = tensors.value + offset, s.grad_value = tensors.grad_value + offset;
-        s.value_stride = row;
+        s.grad_value_stride = 2 * padded;
+      } else {
+        s.value = tensors.value + offset, s.value_stride = row;
+        s.sparse = true;
+        if constexpr (narrow) {
+          std::fill(copy.get(), copy.get() + rows * padded, T(0));
+          s.grad_value = copy.get(), s.grad_value_stride = padded;
+        } else {
+          s.grad_value = tensors.grad_value + offset, s.grad_value_stride = row;
+        }
       }
       const int64_t point = s.weights - samples.weights;
       s.grad_weights = tensors.grad_weights + point;
@@ -262,10 +277,10 @@ void backward(
             first * samples.reference_size;
       }
       kernel.backward(s);
-      if (packed) {
+      if (packed || narrow) {
         for (int64_t r = 0; r < rows; ++r) {
           kernel.narrow(
-              copy.get() + (2 * r + 1) * padded, tensors.grad_value + offset + r * row,
+              s.grad_value + r * s.grad_value_stride, tensors.grad_value + offset + r * row,
               n.channels);
         }
       }
@@ -352,12 +367,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
   dispatch(a.value.scalar_type(), [&](auto element) {
     using E = decltype(element);
     using T = typename Wide<E>::type;
-    // Gradients are summed in T, so 16-bit slices have to be copied.
-    const bool packed = !nothing &&
-        (!std::is_same_v<E, T> || should_pack(n, kernels<E>().padded_channels(n.channels)));
-    grad_value = packed ? torch::stable::new_empty(a.value, a.value.sizes())
-                        : torch::stable::new_zeros(a.value, a.value.sizes());
-    if (nothing) return;
+    if (nothing) {
+      grad_value = torch::stable::new_zeros(a.value, a.value.sizes());
+      return;
+    }
+    const bool packed = should_pack(n, kernels<E>().padded_channels(n.channels));
+    grad_value = torch::stable::new_empty(a.value, a.value.sizes());
     const Samples<T> samples = a.samples<T>();
     const int64_t reference_count = n.queries * n.levels * samples.reference_size;
     Buffer<T> per_head;
