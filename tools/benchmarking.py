@@ -26,7 +26,7 @@ def milliseconds(call, device):
     return (time.perf_counter() - begin) * 1e3
 
 
-def measure(calls, device, rounds, warm_up=2):
+def measure(calls, device, rounds, warm_up=2, untimed=0):
     """Medians and quartiles of each call; they take turns. Ratios are to the one named 'ours'.
 
     Args:
@@ -34,10 +34,15 @@ def measure(calls, device, rounds, warm_up=2):
         device: 'cpu' or 'cuda'.
         rounds: how often each is timed, at least twice.
         warm_up: rounds before these.
+        untimed: in its turn, a call first runs so often untimed. A short one then finds in the
+            caches what it left there itself, as it would find what the layer before it left, and
+            not what a peer did.
     """
     times = {name: [] for name in calls}
     for number in range(rounds + warm_up):
         for name, call in calls.items():
+            for _ in range(untimed):
+                call()
             taken = milliseconds(call, device)
             if number >= warm_up:
                 times[name].append(taken)
