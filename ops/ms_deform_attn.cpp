@@ -20,6 +20,11 @@ STABLE_TORCH_LIBRARY(ddetr_plugin, m) {
       "Tensor spatial_shapes, Tensor level_start_index, Tensor reference_points, "
       "Tensor sampling_offsets, Tensor attention_logits, bool reference_grad, "
       "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // On CPUs only; `seed` is one int64, from which the same mask follows every time.
+  m.def("dropout(Tensor input, Tensor seed, float p) -> Tensor");
+  m.def("dropout_add(Tensor input, Tensor residual, Tensor seed, float p) -> Tensor");
+  m.def("relu_dropout(Tensor input, Tensor seed, float p) -> Tensor");
+  m.def("relu_dropout_backward(Tensor grad_output, Tensor output, float p) -> Tensor");
   m.def("cpu_capability() -> str");
   m.def("build_info() -> str");
 }

@@ -21,11 +21,10 @@ ms_deform_attn = dict(
     num_points=num_points,
 )
 ffn = dict(
-    type='FFN',
+    type='ddetr_plugin.FeedForward',
     embed_dims=embed_dims,
     feedforward_channels=feedforward_channels,
     ffn_drop=dropout,
-    add_identity=False,
 )
 
 model = dict(

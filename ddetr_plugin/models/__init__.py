@@ -15,6 +15,7 @@ from ddetr_plugin.models.encoder import (
     DeformableTransformerEncoderLayer,
 )
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.feed_forward import FeedForward
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
 from ddetr_plugin.models.query_head import (
     ContentTwoStageHead,
@@ -34,6 +35,7 @@ __all__ = [
     'DilatedResNet',
     'EfficientNetLite0',
     'FeatureLevels',
+    'FeedForward',
     'FocalCost',
     'GIoUCost',
     'HungarianAssigner',

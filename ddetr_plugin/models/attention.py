@@ -3,12 +3,13 @@
 import math
 
 import torch
+import torch.nn.functional as nnf
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.ops import ms_deform_attn_fused
+from ddetr_plugin.ops import dropout, ms_deform_attn_fused
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['MSDeformAttn', 'MultiheadSelfAttention']
@@ -157,20 +158,31 @@ class MSDeformAttn(BaseModule):
 
 @MODELS.register_module()
 class MultiheadSelfAttention(BaseModule):
-    """Attention among the decoder's queries (Eq. 1), by torch's own module.
+    """Attention among the decoder's queries (Eq. 1), with the parameters of torch's own module.
 
     Args:
         embed_dims: C, a multiple of `num_heads`.
         num_heads: M.
         dropout: on the attention weights.
         init_cfg: mmengine initialisation.
+
+    Raises:
+        ValueError: `embed_dims` is not a multiple of `num_heads`.
     """
 
     def __init__(
         self, embed_dims: int = 256, num_heads: int = 8, dropout: float = 0.0, init_cfg=None
     ):
         super().__init__(init_cfg)
-        self.attn = nn.MultiheadAttention(embed_dims, num_heads, dropout, batch_first=True)
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims must be a multiple of num_heads, got {embed_dims} and {num_heads}'
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        # Initialises its parameters; forward computes with them by itself, because this module
+        # would project queries and keys apart, although here they are one tensor.
+        self.attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
 
     def forward(self, query: Tensor, value: Tensor) -> Tensor:
         """Attends from every query to every query.
@@ -182,4 +194,21 @@ class MultiheadSelfAttention(BaseModule):
         Returns:
             (B, Q, C), without residual.
         """
-        return self.attn(query, query, value, need_weights=False)[0]
+        width = value.shape[-1]
+        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
+        query_and_key = nnf.linear(query, weight[: 2 * width], bias[: 2 * width])
+        value = nnf.linear(value, weight[2 * width :], bias[2 * width :])
+        q, k = (self._split_heads(x) for x in query_and_key.chunk(2, dim=-1))
+        v = self._split_heads(value)
+        dropout_p = self.dropout if self.training else 0.0
+        if dropout_p and q.device.type == 'cpu':
+            # torch draws the mask of its attention in one thread.
+            weights = (q @ (k / math.sqrt(q.shape[-1])).transpose(-1, -2)).softmax(-1)
+            attended = dropout(weights.to(v.dtype), dropout_p) @ v
+        else:
+            attended = nnf.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        return self.attn.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, M, Q, D) of (B, Q, M * D)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

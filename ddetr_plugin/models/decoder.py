@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddetr_plugin.models.encoder import xavier_uniform_matrices
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.ops import dropout_add
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableTransformerDecoder', 'DeformableTransformerDecoderLayer']
@@ -44,7 +45,7 @@ class DeformableTransformerDecoderLayer(BaseModule):
         self.cross_attn = MODELS.build(cross_attn)
         self.ffn = MODELS.build(ffn)
         self.norms = ModuleList(build_norm_layer(norm, embed_dims)[1] for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def init_weights(self) -> None:
         """All matrices Xavier uniform, then what the parts define for themselves."""
@@ -72,9 +73,9 @@ class DeformableTransformerDecoderLayer(BaseModule):
             (B, Q, C).
         """
         attention = self.self_attn(query + query_pos, query)
-        query = self.norms[0](query + self.dropout(attention))
+        query = self.norms[0](dropout_add(attention, query, self.dropout, self.training))
         attention = self.cross_attn(query + query_pos, memory, reference_points, levels)
-        query = self.norms[1](query + self.dropout(attention))
+        query = self.norms[1](dropout_add(attention, query, self.dropout, self.training))
         return self.norms[2](query + self.ffn(query))
 
 

@@ -6,6 +6,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.ops import dropout_add
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableTransformerEncoder', 'DeformableTransformerEncoderLayer']
@@ -27,7 +28,7 @@ class DeformableTransformerEncoderLayer(BaseModule):
         embed_dims: C, for the norms.
         self_attn: config of a module with the interface of `MSDeformAttn`.
         ffn: config of a module (B, S, C) -> (B, S, C) that adds no residual of its own, such as
-            mmcv's FFN with `add_identity=False`.
+            `FeedForward`.
         norm: config of the norm, such as `dict(type='LN')`.
         dropout: after the attention; the feed-forward network has its own.
         init_cfg: mmengine initialisation.
@@ -46,7 +47,7 @@ class DeformableTransformerEncoderLayer(BaseModule):
         self.self_attn = MODELS.build(self_attn)
         self.ffn = MODELS.build(ffn)
         self.norms = ModuleList(build_norm_layer(norm, embed_dims)[1] for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def init_weights(self) -> None:
         """All matrices Xavier uniform, then what the parts define for themselves."""
@@ -68,7 +69,7 @@ class DeformableTransformerEncoderLayer(BaseModule):
             (B, S, C).
         """
         attention = self.self_attn(tokens + pos, tokens, reference_points, levels)
-        tokens = self.norms[0](tokens + self.dropout(attention))
+        tokens = self.norms[0](dropout_add(attention, tokens, self.dropout, self.training))
         return self.norms[1](tokens + self.ffn(tokens))
 
 

@@ -13,6 +13,10 @@ _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
 _fused_forward = torch.ops.ddetr_plugin.ms_deform_attn_fused_forward.default
 _fused_backward = torch.ops.ddetr_plugin.ms_deform_attn_fused_backward.default
+_dropout = torch.ops.ddetr_plugin.dropout.default
+_dropout_add = torch.ops.ddetr_plugin.dropout_add.default
+_relu_dropout = torch.ops.ddetr_plugin.relu_dropout.default
+_relu_dropout_backward = torch.ops.ddetr_plugin.relu_dropout_backward.default
 _library = torch.library.Library('ddetr_plugin', 'IMPL')
 
 
@@ -66,6 +70,51 @@ class _FusedForward(torch.autograd.Function):
         return grad_value, None, None, grad_reference, grad_offsets, grad_logits
 
 
+class _Dropout(torch.autograd.Function):
+    """Linear in its input, and its own gradient for the same seed."""
+
+    @staticmethod
+    def forward(ctx, x, seed, p):
+        ctx.save_for_backward(seed)
+        ctx.p = p
+        with torch._C._AutoDispatchBelowAutograd():
+            return _dropout(x, seed, p)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _dropout(grad_output, *ctx.saved_tensors, ctx.p), None, None
+
+
+class _DropoutAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, seed, p):
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.dtype = p, x.dtype
+        with torch._C._AutoDispatchBelowAutograd():
+            return _dropout_add(x, residual, seed, p)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad = None
+        if ctx.needs_input_grad[0]:
+            grad = _dropout(grad_output.to(ctx.dtype), *ctx.saved_tensors, ctx.p)
+        return grad, grad_output, None, None
+
+
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, seed, p):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _relu_dropout(x, seed, p)
+        ctx.save_for_backward(output)
+        ctx.p = p
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _relu_dropout_backward(grad_output, *ctx.saved_tensors, ctx.p), None, None
+
+
 def _without_derivative(operator):
     """The `autograd.Function` of an operator whose result cannot be differentiated."""
 
@@ -78,8 +127,8 @@ def _without_derivative(operator):
         @staticmethod
         def backward(ctx, *grads):
             raise RuntimeError(
-                'ms_deform_attn has no second derivative; use ms_deform_attn_reference where the '
-                'gradient itself must be differentiated'
+                f'{operator} has no derivative of its own; where a gradient itself must be '
+                'differentiated, use the PyTorch path (ms_deform_attn_reference)'
             )
 
     return Refusing
@@ -104,6 +153,14 @@ for _name, _function, _operator in (
     ('ms_deform_attn_backward', _without_derivative(_backward), _backward),
     ('ms_deform_attn_fused_forward', _FusedForward, _fused_forward),
     ('ms_deform_attn_fused_backward', _without_derivative(_fused_backward), _fused_backward),
+    ('dropout', _Dropout, _dropout),
+    ('dropout_add', _DropoutAdd, _dropout_add),
+    ('relu_dropout', _ReluDropout, _relu_dropout),
+    (
+        'relu_dropout_backward',
+        _without_derivative(_relu_dropout_backward),
+        _relu_dropout_backward,
+    ),
 ):
     _library.impl(_name, _differentiable(_function, _operator), 'Autograd')
 
@@ -178,6 +235,30 @@ def _fused_backward_fake(
         attention_logits.new_empty(attention_logits.shape),
         reference_points.new_empty(reference_points.shape if reference_grad else (0,)),
     )
+
+
+@torch.library.register_fake('ddetr_plugin::dropout')
+def _dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake('ddetr_plugin::dropout_add')
+def _dropout_add_fake(x: Tensor, residual: Tensor, seed: Tensor, p: float) -> Tensor:
+    torch._check(
+        x.shape == residual.shape,
+        lambda: f'residual must be {tuple(x.shape)}, got {tuple(residual.shape)}',
+    )
+    return residual.new_empty(residual.shape)
+
+
+@torch.library.register_fake('ddetr_plugin::relu_dropout')
+def _relu_dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake('ddetr_plugin::relu_dropout_backward')
+def _relu_dropout_backward_fake(grad_output: Tensor, output: Tensor, p: float) -> Tensor:
+    return output.new_empty(output.shape)
 
 
 def _check_fake_output(name, tensor, value, points):

@@ -88,13 +88,44 @@ struct Kernels {
   void (*narrow)(const T* from, E* to, int64_t count);
 };
 
+// Elements that share a counter range of the random generator.
+constexpr int kDropoutBlock = 64;
+
+struct Dropping {
+  uint64_t seed;
+  uint32_t threshold;  // words below it drop their element
+  float scale;         // of what is kept
+};
+
+// [begin, end) are elements; `begin` is a multiple of kDropoutBlock.
+struct DropoutKernels {
+  template <typename E, typename R>
+  using Drop = void (*)(
+      const E* x, const R* residual, R* out, int64_t begin, int64_t end, const Dropping&);
+  template <typename E>
+  using Backward = void (*)(
+      const E* grad, const E* out, E* to, int64_t begin, int64_t end, float scale);
+
+  Drop<float, float> float32;
+  Drop<Bf16, Bf16> bfloat16;
+  Drop<Bf16, float> bfloat16_to_float32;
+  Drop<float, float> relu_float32;
+  Drop<Bf16, Bf16> relu_bfloat16;
+  Backward<float> relu_backward_float32;
+  Backward<Bf16> relu_backward_bfloat16;
+};
+
 struct Capability {
   const char* name;
   Kernels<float> float32;
   Kernels<double> float64;
   Kernels<Fp16> float16;
   Kernels<Bf16> bfloat16;
+  DropoutKernels dropout;
 };
+
+// The best that the machine has and DDETR_CPU_CAPABILITY allows.
+const Capability& capability();
 
 extern const Capability capability_default;
 #if defined(__x86_64__)

@@ -680,9 +680,12 @@ constexpr ddetr::Kernels<E> kKernels = {
 
 }  // namespace
 
+#include "dropout_kernels_impl.h"
+
 namespace ddetr {
 extern const Capability DDETR_CAPABILITY = {
-    DDETR_CAPABILITY_NAME, kKernels<float>, kKernels<double>, kKernels<Fp16>, kKernels<Bf16>};
+    DDETR_CAPABILITY_NAME, kKernels<float>, kKernels<double>, kKernels<Fp16>, kKernels<Bf16>,
+    kDropoutKernels};
 }  // namespace ddetr
 
 #if defined(DDETR_TARGET)

@@ -43,10 +43,14 @@ const Capability& choose_capability() {
   return capability_default;
 }
 
+}  // namespace
+
 const Capability& capability() {
   static const Capability& chosen = choose_capability();
   return chosen;
 }
+
+namespace {
 
 template <typename E>
 const Kernels<E>& kernels() {

@@ -137,11 +137,10 @@ def _config(record, batch_shape) -> ConfigDict:
     layer = dict(
         embed_dims=dims,
         ffn=dict(
-            type='FFN',
+            type='ddetr_plugin.FeedForward',
             embed_dims=dims,
             feedforward_channels=cfg['ffn'],
             ffn_drop=0.0,
-            add_identity=False,
         ),
         norm=dict(type='LN'),
         dropout=0.0,

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from builders import VARIANTS, batch, build, mmdet_name, mmdet_twin, tiny_config
+from builders import VARIANTS, batch, build, tiny_config
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet_twin import mmdet_name, mmdet_twin
 
 from ddetr_plugin.models import FeatureLevels, MSDeformAttn
 

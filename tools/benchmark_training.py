@@ -1,0 +1,418 @@
+"""Measures training and inference of our detector beside stock mmdet's, part by part.
+
+    python tools/benchmark_training.py [--sizes small r50-320x544] [--variant two-stage]
+        [--inference] [--amp] [--device cuda] [--rounds N] [--threads N] [--out results.json]
+
+Both models have the same weights and see the same pictures; their losses (without dropout) or
+detections are compared first, and a difference ends the program. Then both train with dropout as
+in the paper, each with the optimiser of its own project's config, and take turns, step by step.
+Each `times ours` is mmdet's median time over ours. With --amp ours runs under bfloat16 autocast
+and mmdet in float32 (and in bfloat16, where it can).
+"""
+
+import argparse
+import contextlib
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from benchmarking import environment, milliseconds, publish
+
+# Before mmdet, which could not be imported with mmcv-lite otherwise.
+import ddetr_plugin  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / 'configs' / '_base_' / 'deformable_detr_r50.py'
+SCHEDULE = ROOT / 'configs' / '_base_' / 'schedule_50e.py'
+VARIANTS = {
+    'base': {},
+    'refine': dict(decoder=dict(refine=True), bbox_head=dict(share_branches=False)),
+    'two-stage': dict(
+        query_head=dict(
+            _delete_=True,
+            type='ddetr_plugin.TwoStageHead',
+            num_queries=300,
+            num_classes=80,
+            embed_dims=256,
+        ),
+        decoder=dict(refine=True),
+        bbox_head=dict(share_branches=False, initial_size_logit=0.0),
+    ),
+}
+RESNET18 = dict(
+    backbone=dict(depth=18),
+    neck=dict(in_channels=[128, 256, 512]),
+    encoder=dict(num_layers=2),
+    decoder=dict(num_layers=3),
+    bbox_head=dict(num_layers=3),
+)
+LITE0 = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ddetr_plugin.EfficientNetLite0',
+        out_indices=(3, 4, 5),
+        frozen_stages=3,
+        norm_eval=True,
+        pretrained=False,
+    ),
+    neck=dict(in_channels=[40, 112, 320]),
+    encoder=dict(num_layers=2),
+    decoder=dict(num_layers=3),
+    bbox_head=dict(num_layers=3),
+)
+# name -> (changes of the model, pictures, (height, width))
+SIZES = {
+    'small': (RESNET18, 4, (256, 256)),
+    'demo': (LITE0, 8, (192, 192)),
+    'r50-320x544': ({}, 2, (320, 544)),
+    'r50-800x1333': ({}, 1, (800, 1333)),
+    'r50-800x1333-2': ({}, 2, (800, 1333)),
+    'r50-800x1333-4': ({}, 4, (800, 1333)),
+}
+OBJECTS = 8
+PARTS = ('step', 'forward', 'matching + loss', 'backward', 'optimiser')
+# Relative, of float32 losses and scores.
+TOLERANCE = 1e-4
+
+
+def model_config(size, variant):
+    """The model's config: the paper's, with the changes of size and variant."""
+    from mmengine.config import Config
+
+    config = Config.fromfile(BASE)
+    changes, _, _ = SIZES[size]
+    config.merge_from_dict(dict(model=dict(backbone=dict(init_cfg=None))))
+    for part in (changes, VARIANTS[variant]):
+        config = Config(Config._merge_a_into_b(dict(model=part), config.to_dict()))
+    return config.model
+
+
+def build_pair(config, device):
+    """Ours and mmdet's with the same random weights."""
+    from mmdet_twin import mmdet_twin
+
+    from ddetr_plugin.registry import MODELS
+
+    torch.manual_seed(0)
+    logging.disable(logging.WARNING)  # else a line per parameter
+    ours = MODELS.build(config)
+    ours.init_weights()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    theirs = mmdet_twin(config, ours)
+    logging.disable(logging.NOTSET)
+    return {'ours': ours.to(device), 'mmdet': theirs.to(device)}
+
+
+def make_batch(batch, height, width, device, seed=0):
+    """Random pictures, each with `OBJECTS` boxes."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(batch, 3, height, width, generator=generator).to(device)
+    samples = []
+    for _ in range(batch):
+        low = torch.rand(OBJECTS, 2, generator=generator) * 0.6
+        extent = torch.rand(OBJECTS, 2, generator=generator) * 0.3 + 0.1
+        boxes = torch.cat([low, low + extent], dim=1) * torch.tensor([width, height] * 2)
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                batch_input_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=boxes.to(device),
+            labels=torch.randint(80, (OBJECTS,), generator=generator).to(device),
+        )
+        samples.append(sample)
+    return inputs, samples
+
+
+def without_dropout(model):
+    """Switches dropout off, in any of the ways in which modules keep it; returns how to undo."""
+    changed = []
+    for module in model.modules():
+        for name in ('p', 'dropout', 'ffn_drop'):
+            value = getattr(module, name, None)
+            if isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
+                setattr(module, name, 0.0)
+    return changed
+
+
+def check_equal(models, inputs, samples):
+    """Ends the program when losses or detections differ."""
+    results = {}
+    for name, model in models.items():
+        changed = without_dropout(model)
+        model.train()
+        with torch.no_grad():
+            losses = model.loss(inputs, samples)
+            model.eval()
+            best = model.predict(inputs, samples)[0].pred_instances.scores
+        for module, attribute, value in changed:
+            setattr(module, attribute, value)
+        results[name] = (
+            {key: float(sum(v) if isinstance(v, list) else v) for key, v in losses.items()},
+            best.cpu(),
+        )
+    (mine, my_scores), (other, their_scores) = results['ours'], results['mmdet']
+    for name, expected in other.items():
+        if not abs(mine[name] - expected) <= TOLERANCE * max(abs(expected), 1e-3):
+            raise SystemExit(f'{name} is {mine[name]} in ours and {expected} in mmdet')
+    if not torch.allclose(my_scores, their_scores, rtol=TOLERANCE, atol=1e-6):
+        raise SystemExit("ours and mmdet's scores differ")
+
+
+class Clock:
+    """Takes the time of the parts of a step, by what the models call anyway."""
+
+    def __init__(self, device):
+        self.device = device
+        self.marks = {}
+
+    def mark(self, name):
+        """Notes now under `name`."""
+        if self.device == 'cuda':
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks[name] = event
+        else:
+            import time
+
+            self.marks[name] = time.perf_counter()
+
+    def between(self, first, second):
+        """Milliseconds from one mark to another."""
+        begin, end = self.marks[first], self.marks[second]
+        if self.device == 'cuda':
+            end.synchronize()
+            return begin.elapsed_time(end)
+        return (end - begin) * 1e3
+
+
+def watch_loss(model, clock):
+    """Lets `clock` note when the forward pass ends and the losses begin."""
+    owner, name = (
+        (model.criterion, 'forward') if hasattr(model, 'criterion')
+        else (model.bbox_head, 'loss_by_feat')
+    )
+    original = getattr(owner, name)
+
+    def watched(*args, **kwargs):
+        clock.mark('loss')
+        return original(*args, **kwargs)
+
+    setattr(owner, name, watched)
+
+
+def make_optimiser(model, fused):
+    """The project's own optimiser: AdamW in the paper's groups, and clipping."""
+    from mmengine.config import Config
+    from mmengine.optim import build_optim_wrapper
+
+    config = Config.fromfile(SCHEDULE).optim_wrapper
+    if not fused:  # as mmdet's config has it
+        config.optimizer.pop('fused', None)
+    logging.disable(logging.WARNING)
+    wrapper = build_optim_wrapper(model, config)
+    logging.disable(logging.NOTSET)
+    return wrapper
+
+
+def training_step(model, wrapper, inputs, samples, clock, amp):
+    """One step; `clock` gets its marks."""
+    clock.mark('begin')
+    context = (
+        torch.autocast(inputs.device.type, torch.bfloat16) if amp else contextlib.nullcontext()
+    )
+    with context:
+        total, _ = model.parse_losses(model.loss(inputs, samples))
+    clock.mark('backward')
+    total.backward()
+    clock.mark('optimiser')
+    wrapper.step()
+    wrapper.zero_grad()
+    clock.mark('end')
+
+
+def time_training(models, inputs, samples, options):
+    """Part -> name -> list of milliseconds."""
+    setups = {}
+    for name, model in models.items():
+        model.train()
+        clock = Clock(options.device)
+        watch_loss(model, clock)
+        setups[name] = (model, make_optimiser(model, name == 'ours'), clock)
+    runs = {'mmdet': ('mmdet', False), 'ours': ('ours', False)}
+    if options.amp:
+        runs['ours, bfloat16'] = ('ours', True)
+    times = {part: {name: [] for name in runs} for part in PARTS}
+    for number in range(options.rounds + 2):
+        for run, (name, amp) in runs.items():
+            model, wrapper, clock = setups[name]
+            training_step(model, wrapper, inputs, samples, clock, amp)
+            if number < 2:
+                continue
+            for part, first, second in (
+                ('step', 'begin', 'end'),
+                ('forward', 'begin', 'loss'),
+                ('matching + loss', 'loss', 'backward'),
+                ('backward', 'backward', 'optimiser'),
+                ('optimiser', 'optimiser', 'end'),
+            ):
+                times[part][run].append(clock.between(first, second))
+    return times
+
+
+def time_inference(models, inputs, samples, options):
+    """'inference' -> name -> list of milliseconds."""
+    runs = {'mmdet': ('mmdet', False), 'ours': ('ours', False)}
+    if options.amp:
+        runs['ours, bfloat16'] = ('ours', True)
+    times = {name: [] for name in runs}
+    for model in models.values():
+        model.eval()
+    for number in range(options.rounds + 2):
+        for run, (name, amp) in runs.items():
+            context = (
+                torch.autocast(inputs.device.type, torch.bfloat16)
+                if amp
+                else contextlib.nullcontext()
+            )
+            with torch.inference_mode(), context:
+                taken = milliseconds(lambda m=models[name]: m.predict(inputs, samples), options.device)
+            if number >= 2:
+                times[run].append(taken)
+    return {'inference': times}
+
+
+def peak_memory(size, options, name, checkpointing=False):
+    """Peak memory of one training step in MiB, in a process of its own."""
+    command = [sys.executable, __file__, '--memory-of', name, '--sizes', size]
+    command += ['--variant', options.variant, '--device', options.device]
+    if options.threads:
+        command += ['--threads', str(options.threads)]
+    if checkpointing:
+        command += ['--checkpointing']
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'measuring memory failed:\n{done.stderr[-2000:]}')
+    return float(done.stdout.split()[-1])
+
+
+def measure_memory(options):
+    """The process of `peak_memory`: prints MiB that two steps need beyond the built model."""
+    size = options.sizes[0]
+    config = model_config(size, options.variant)
+    if options.checkpointing:
+        config.encoder.layer.with_cp = config.decoder.layer.with_cp = True
+    model = build_pair(config, 'cpu')[options.memory_of].to(options.device).train()
+    _, batch, (height, width) = SIZES[size]
+    inputs, samples = make_batch(batch, height, width, options.device)
+    wrapper = make_optimiser(model, options.memory_of == 'ours')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        training_step(model, wrapper, inputs, samples, Clock(options.device), False)
+    if options.device == 'cuda':
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+
+
+def rows_of(size, batch, times):
+    """Table rows from lists of milliseconds."""
+    rows = []
+    for part, runs in times.items():
+        ours = statistics.median(runs['ours'])
+        reference = statistics.median(runs['mmdet'])
+        for name, values in runs.items():
+            quartiles = statistics.quantiles(values, n=4)
+            median = statistics.median(values)
+            rows.append(
+                {
+                    'size': size,
+                    'batch': batch,
+                    'part': part,
+                    'implementation': name,
+                    'median_ms': round(median, 3),
+                    'quartiles_ms': [round(quartiles[0], 3), round(quartiles[2], 3)],
+                    'times_ours': round(median / ours, 2),
+                    'mmdet_over_it': round(reference / median, 2),
+                }
+            )
+    return rows
+
+
+def main():
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--sizes', nargs='+', choices=SIZES, default=['small', 'r50-320x544'])
+    parser.add_argument('--variant', choices=VARIANTS, default='two-stage')
+    parser.add_argument('--inference', action='store_true', help='predictions instead of training')
+    parser.add_argument('--batch', type=int, help="pictures per step; default: the size's own")
+    parser.add_argument('--amp', action='store_true', help='also time ours in bfloat16')
+    parser.add_argument('--memory', action='store_true', help='also measure peak memory')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
+    parser.add_argument('--rounds', type=int, default=7, help='timed steps per model')
+    parser.add_argument('--out', type=Path, help='also write the JSON to this file')
+    parser.add_argument('--memory-of', choices=['ours', 'mmdet'], help=argparse.SUPPRESS)
+    parser.add_argument('--checkpointing', action='store_true', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    from mmdet.utils import register_all_modules
+
+    from ddetr_plugin.engine.launch import keep_freed_memory
+
+    register_all_modules()
+    if options.memory_of:
+        return measure_memory(options)
+    if options.device == 'cpu':
+        keep_freed_memory()  # for both
+    report = {
+        'environment': environment(options.device),
+        'variant': options.variant,
+        'results': [],
+    }
+    print(f'{"size":16} {"part":16} {"model":16} {"median ms":>10} {"mmdet / it":>11}')
+    for size in options.sizes:
+        _, batch, (height, width) = SIZES[size]
+        batch = options.batch or batch
+        models = build_pair(model_config(size, options.variant), options.device)
+        inputs, samples = make_batch(batch, height, width, options.device)
+        check_equal(models, inputs, samples)
+        timing = time_inference if options.inference else time_training
+        for row in rows_of(size, batch, timing(models, inputs, samples, options)):
+            report['results'].append(row)
+            print(
+                f'{size:16} {row["part"]:16} {row["implementation"]:16} '
+                f'{row["median_ms"]:10.1f} {row["mmdet_over_it"]:11.2f}',
+                flush=True,
+            )
+        if options.memory:
+            for name, checkpointing in (('mmdet', False), ('ours', False), ('ours', True)):
+                label = name + (', checkpointing' if checkpointing else '')
+                mebibytes = peak_memory(size, options, name, checkpointing)
+                report['results'].append(
+                    {'size': size, 'part': 'memory', 'implementation': label, 'MiB': mebibytes}
+                )
+                print(f'{size:16} {"peak memory":16} {label:24} {mebibytes:8.0f} MiB', flush=True)
+    publish(report, options.out)
+    return None
+
+
+if __name__ == '__main__':
+    main()
