@@ -162,7 +162,8 @@ def test_backbone_offsets_and_reference_points_learn_ten_times_slower(name):
 @pytest.mark.parametrize('name', R50)
 def test_the_schedule_is_that_of_the_paper(name):
     config = Config.fromfile(FOLDER / name)
-    assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=2e-4, weight_decay=1e-4)
+    optimizer = dict(type='AdamW', lr=2e-4, weight_decay=1e-4, fused=True)
+    assert config.optim_wrapper.optimizer == optimizer
     assert config.optim_wrapper.clip_grad.max_norm == 0.1
     assert config.train_cfg.max_epochs == 50
     (schedule,) = config.param_scheduler

@@ -203,7 +203,8 @@ class Clock:
 def watch_loss(model, clock):
     """Lets `clock` note when the forward pass ends and the losses begin."""
     owner, name = (
-        (model.criterion, 'forward') if hasattr(model, 'criterion')
+        (model.criterion, 'forward')
+        if hasattr(model, 'criterion')
         else (model.bbox_head, 'loss_by_feat')
     )
     original = getattr(owner, name)
@@ -290,7 +291,9 @@ def time_inference(models, inputs, samples, options):
                 else contextlib.nullcontext()
             )
             with torch.inference_mode(), context:
-                taken = milliseconds(lambda m=models[name]: m.predict(inputs, samples), options.device)
+                taken = milliseconds(
+                    lambda m=models[name]: m.predict(inputs, samples), options.device
+                )
             if number >= 2:
                 times[run].append(taken)
     return {'inference': times}

@@ -24,7 +24,7 @@ class FeedForward(BaseModule):
         init_cfg: mmengine initialisation.
 
     Raises:
-        ValueError: a width is not positive, or the probability is not in [0, 1).
+        ValueError: a width is not positive, or the probability is not in [0, 1].
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class FeedForward(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        if min(embed_dims, feedforward_channels) < 1 or not 0 <= ffn_drop < 1:
+        if min(embed_dims, feedforward_channels) < 1 or not 0 <= ffn_drop <= 1:
             raise ValueError(
-                'embed_dims and feedforward_channels must be positive and ffn_drop in [0, 1), got '
+                'embed_dims and feedforward_channels must be positive and ffn_drop in [0, 1], got '
                 f'{embed_dims}, {feedforward_channels} and {ffn_drop}'
             )
         self.ffn_drop = ffn_drop

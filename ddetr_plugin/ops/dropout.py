@@ -22,7 +22,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     Args:
         x: any shape, float.
-        p: 0 <= p < 1.
+        p: 0 <= p <= 1.
         training: False returns `x` itself.
 
     Returns:
@@ -34,7 +34,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     _check(p)
     if not training or p == 0:
         return x
-    if _is_fast(x):
+    if _is_fast(x, p):
         return torch.ops.ddetr_plugin.dropout.default(x, _seed(), p)
     return nnf.dropout(x, p)
 
@@ -45,7 +45,7 @@ def dropout_add(x: Tensor, residual: Tensor, p: float, training: bool = True) ->
     Args:
         x: any shape, float.
         residual: like `x`; may have a wider dtype.
-        p: 0 <= p < 1.
+        p: 0 <= p <= 1.
         training: False is ``residual + x``.
 
     Returns:
@@ -58,7 +58,7 @@ def dropout_add(x: Tensor, residual: Tensor, p: float, training: bool = True) ->
     if not training or p == 0:
         return residual + x
     same = x.shape == residual.shape and residual.dtype in (x.dtype, torch.float32)
-    if same and _is_fast(x) and _is_fast(residual):
+    if same and _is_fast(x, p) and _is_fast(residual, p):
         return torch.ops.ddetr_plugin.dropout_add.default(x, residual, _seed(), p)
     return residual + nnf.dropout(x, p)
 
@@ -68,7 +68,7 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     Args:
         x: any shape, float.
-        p: 0 <= p < 1.
+        p: 0 <= p <= 1.
         training: False is ``relu(x)``.
 
     Returns:
@@ -80,19 +80,20 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     _check(p)
     if not training or p == 0:
         return x.relu()
-    if _is_fast(x):
+    if _is_fast(x, p):
         return torch.ops.ddetr_plugin.relu_dropout.default(x, _seed(), p)
     return nnf.dropout(x.relu(), p)
 
 
 def _check(p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f'the probability of dropout must be in [0, 1), got {p}')
+    if not 0 <= p <= 1:
+        raise ValueError(f'the probability of dropout must be in [0, 1], got {p}')
 
 
-def _is_fast(x: Tensor) -> bool:
+def _is_fast(x: Tensor, p: float) -> bool:
     return (
-        x.device.type == 'cpu'
+        p < 1
+        and x.device.type == 'cpu'
         and x.dtype in (torch.float32, torch.bfloat16)
         and _native.native_load_error() is None
     )

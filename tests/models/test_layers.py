@@ -3,9 +3,9 @@
 import pytest
 import torch
 from builders import tiny_config
-from torch import nn
+from mmcv.cnn.bricks.transformer import FFN
 
-from ddetr_plugin.models import FeatureLevels, MultiheadSelfAttention
+from ddetr_plugin.models import FeatureLevels, FeedForward, MultiheadSelfAttention
 from ddetr_plugin.registry import MODELS
 
 SIZES = [(8, 12), (4, 6), (2, 3), (1, 2)]
@@ -70,9 +70,39 @@ def test_dropout_of_a_decoder_layer_acts_on_both_attentions(levels):
 
 
 def test_dropout_of_the_feed_forward_network_acts_inside_and_after_it():
-    layer = encoder_layer(ffn=dict(ffn_drop=0.25))
-    rates = [module.p for module in layer.ffn.modules() if isinstance(module, nn.Dropout)]
-    assert rates == [0.25, 0.25]
+    ffn, x = FeedForward(16, 512, ffn_drop=0.25), torch.randn(4096, 16)
+    with torch.no_grad():
+        ffn.layers[1].weight.fill_(1.0)
+        ffn.layers[1].bias.zero_()
+    hidden = ffn.layers[0](x).relu()
+    dropped = ffn(x)
+    # After: a quarter of the outputs is zero, which they are nowhere else.
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    # Inside: the sum of what is kept varies as a sum of independent terms does.
+    kept = dropped[:, 0][dropped[:, 0] != 0] * 0.75
+    wanted = hidden.sum(1)[dropped[:, 0] != 0]
+    spread = (hidden.square().sum(1) * 0.25 / 0.75).sqrt()[dropped[:, 0] != 0]
+    standardised = (kept - wanted) / spread
+    assert standardised.mean().abs() < 0.1
+    assert standardised.std().item() == pytest.approx(1, abs=0.1)
+    ffn.eval()
+    assert torch.equal(ffn(x), ffn.layers[1](ffn.layers[0](x).relu()))
+
+
+@pytest.mark.parametrize(
+    'sizes', [dict(embed_dims=0), dict(feedforward_channels=0), dict(ffn_drop=1.5)]
+)
+def test_a_feed_forward_network_refuses_absurd_sizes(sizes):
+    with pytest.raises(ValueError, match=next(iter(sizes))):
+        FeedForward(**sizes)
+
+
+def test_a_feed_forward_network_takes_the_weights_of_mmcv_and_gives_its_result():
+    theirs = FFN(embed_dims=32, feedforward_channels=48, ffn_drop=0.1, add_identity=False).eval()
+    ours = FeedForward(embed_dims=32, feedforward_channels=48, ffn_drop=0.1).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 7, 32)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
 
 
 def test_self_attention_drops_weights_in_training_alone():
@@ -81,6 +111,15 @@ def test_self_attention_drops_weights_in_training_alone():
     attention.eval()
     assert torch.equal(attention(query, query), attention(query, query))
     assert attention(query, torch.zeros(2, 5, 8)).abs().max() < 1e-6  # initial biases are zero
+
+
+def test_self_attention_is_that_of_torch():
+    attention, query, value = MultiheadSelfAttention(32, 4), *torch.randn(2, 3, 7, 32)
+    expected, _ = attention.attn(query, query, value, need_weights=False)
+    torch.testing.assert_close(attention(query, value), expected)
+    # With dropout another path computes it; without a dropped weight it gives the same.
+    attention.dropout = 1e-9
+    torch.testing.assert_close(attention(query, value), expected)
 
 
 def test_every_layer_of_a_stack_has_its_own_weights():
