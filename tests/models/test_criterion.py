@@ -209,6 +209,24 @@ def test_the_first_tensor_that_is_not_finite_is_named_with_its_picture(criterion
         criterion(*spoil(place, number))
 
 
+@pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_logit_of_a_class_that_no_picture_has_is_named(criterion, number):
+    logits, boxes = (x.detach() for x in make_predictions())
+    targets = make_targets((2, 0, 5))
+    targets.labels.clamp_(max=NUM_CLASSES - 2)
+    logits[1, 2, 3, NUM_CLASSES - 1] = number
+    with pytest.raises(ValueError, match='class logits of decoder layer 1, picture 2'):
+        criterion(logits, boxes, targets)
+
+
+@pytest.mark.parametrize('place', ['class logits', 'boxes'])
+def test_a_bad_number_in_a_batch_without_ground_truth_is_named(criterion, place):
+    logits, boxes = (x.detach() for x in make_predictions())
+    (logits if place == 'class logits' else boxes)[0, 1] = torch.nan
+    with pytest.raises(ValueError, match=f'{place} of decoder layer 0, picture 1'):
+        criterion(logits, boxes, make_targets((0, 0, 0)))
+
+
 @pytest.mark.parametrize('label', [-1, NUM_CLASSES, 255])
 def test_a_label_out_of_range_is_named_with_its_picture(criterion, label):
     logits, boxes = make_predictions()
