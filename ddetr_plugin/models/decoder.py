@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.encoder import xavier_uniform_matrices
 from ddetr_plugin.models.feature_levels import FeatureLevels
@@ -27,6 +28,7 @@ class DeformableTransformerDecoderLayer(BaseModule):
         ffn: config of a module (B, Q, C) -> (B, Q, C) that adds no residual of its own.
         norm: config of the norm, such as `dict(type='LN')`.
         dropout: after each attention; the feed-forward network has its own.
+        with_cp: activation checkpointing, as in `DeformableTransformerEncoderLayer`.
         init_cfg: mmengine initialisation.
     """
 
@@ -38,9 +40,11 @@ class DeformableTransformerDecoderLayer(BaseModule):
         ffn: dict,
         norm: dict,
         dropout: float = 0.1,
+        with_cp: bool = False,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
+        self.with_cp = with_cp
         self.self_attn = MODELS.build(self_attn)
         self.cross_attn = MODELS.build(cross_attn)
         self.ffn = MODELS.build(ffn)
@@ -73,6 +77,19 @@ class DeformableTransformerDecoderLayer(BaseModule):
         Returns:
             (B, Q, C).
         """
+        arguments = (query, query_pos, memory, reference_points, levels)
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._forward, *arguments, use_reentrant=False)
+        return self._forward(*arguments)
+
+    def _forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        memory: Tensor,
+        reference_points: Tensor,
+        levels: FeatureLevels,
+    ) -> Tensor:
         attention = self.self_attn(query + query_pos, query)
         query = self.norms[0](dropout_add(attention, query, self.dropout, self.training))
         attention = self.cross_attn(query + query_pos, memory, reference_points, levels)

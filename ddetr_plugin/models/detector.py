@@ -27,6 +27,9 @@ class DeformableDETR(BaseDetector):
         bbox_head: config; see `DeformableDETRHead`.
         criterion: config; see `SetCriterion`. None for a model that only predicts.
         data_preprocessor: config; normalises and pads.
+        compile: options of torch.compile for encoder and decoder, such as `dict(dynamic=True)`;
+            None runs them as they are. They compile without a graph break, and with `dynamic`
+            once for all sizes of pictures. Weights keep their names.
         init_cfg: mmengine initialisation.
     """
 
@@ -41,6 +44,7 @@ class DeformableDETR(BaseDetector):
         bbox_head: dict,
         criterion: dict | None = None,
         data_preprocessor: dict | None = None,
+        compile: dict | None = None,
         init_cfg=None,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -52,6 +56,9 @@ class DeformableDETR(BaseDetector):
         self.decoder = MODELS.build(decoder)
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = None if criterion is None else MODELS.build(criterion)
+        if compile is not None:
+            for module in (self.encoder, self.decoder):
+                module.compile(fullgraph=True, **compile)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C, H_l, W_l) of pictures (B, 3, H, W)."""

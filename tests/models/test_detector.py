@@ -320,3 +320,33 @@ def test_ground_truth_may_come_as_box_objects_of_mmdet(model):
             sample.gt_instances.bboxes = HorizontalBoxes(sample.gt_instances.bboxes)
         losses = model.loss(inputs, samples)
     assert losses == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_compiled_models_have_no_graph_break_and_do_not_recompile_per_size(variant):
+    torch._dynamo.reset()
+    plain = build(tiny_config(variant))
+    # aot_eager: what is traced and differentiated is the same, without a compiler behind it.
+    compiled = build(tiny_config(variant, compile=dict(dynamic=True, backend='aot_eager')))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    graphs = []
+    for shapes in (((64, 96), (80, 72)), ((64, 96), (64, 96)), ((96, 64), (72, 88)), ((72, 40),) * 2):
+        inputs, samples = batch(shapes)
+        losses = [model.train().loss(inputs, samples) for model in (plain, compiled)]
+        for loss in losses:
+            sum(loss.values()).backward()
+        for name, value in losses[0].items():
+            torch.testing.assert_close(losses[1][name], value, rtol=1e-4, atol=1e-5)
+        graphs.append(counters['stats']['unique_graphs'])
+    assert not counters['graph_break']
+    # One for encoder and decoder each, and again where a batch has no padding.
+    assert graphs[0] == 2
+    assert graphs[-1] <= 4
+    gradients = dict(plain.named_parameters())
+    for name, parameter in compiled.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(
+                parameter.grad, gradients[name].grad, rtol=1e-3, atol=1e-4, msg=name
+            )

@@ -140,3 +140,24 @@ def test_initialising_twice_keeps_the_initialisation_of_the_paper(make):
     attention = layer.self_attn if make is encoder_layer else layer.cross_attn
     assert not attention.sampling_offsets.weight.any()
     assert not attention.attention_weights.weight.any()
+
+
+@pytest.mark.parametrize('make', [encoder_layer, decoder_layer])
+def test_activation_checkpointing_changes_no_bit_and_keeps_fewer_tensors(make, levels):
+    plain, recomputing = make(dropout=0.3), make(dropout=0.3, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    inputs = (encoder_inputs if make is encoder_layer else decoder_inputs)(levels)
+    results, kept = [], []
+    for layer in (plain, recomputing):
+        sizes = []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda x: x
+        ):
+            output = layer(*inputs)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in layer.parameters())])
+        kept.append(sum(sizes))
+    for mine, other in zip(*results):
+        assert torch.equal(mine, other)
+    assert kept[1] < kept[0] / 3
