@@ -1,16 +1,29 @@
 """Rows of class heads: which class each belongs to, and how they move to other classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['COCO_GAPS', 'ClassRows', 'coco_classes', 'coco_rows', 'is_class_head', 'move_rows']
+__all__ = [
+    'COCO_GAPS',
+    'PROPOSALS',
+    'ClassRows',
+    'coco_classes',
+    'coco_rows',
+    'fresh_rows',
+    'is_class_head',
+    'move_rows',
+    'plan_rows',
+    'source_classes',
+    'with_official_rows',
+]
 
 # Rows of the official 91 that belong to no category: row = COCO category id, 1..90 with gaps.
 COCO_GAPS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 OFFICIAL_ROWS = 91
+PROPOSALS = 'query_head.cls_branch.'  # the classifier of proposals
 PRIOR_BIAS = -4.59512  # -log((1 - 0.01) / 0.01), as new heads start
 NEVER_BIAS = -20.0  # of rows that stand for no category: score 2e-9
 
@@ -80,3 +93,75 @@ def fresh_rows(name: str, count: int, like: Tensor, bias: float = PRIOR_BIAS) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sum(name.encode()))
         return nn.Linear(like.shape[1], count).weight.detach().to(like.dtype)
+
+
+def with_official_rows(
+    state: Mapping[str, Tensor], dropped: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Class heads of COCO's 80 rows with the official 91.
+
+    Args:
+        state: by our names; heads with another number of rows stay as they are.
+        dropped: the rows that belong to no category, by our names; where they are missing, rows
+            that never fire take their place.
+    """
+    result = dict(state)
+    kept = [row for row in range(OFFICIAL_ROWS) if row not in COCO_GAPS]
+    for name, tensor in state.items():
+        if not (is_class_head(name) or name.startswith(PROPOSALS)) or len(tensor) != len(kept):
+            continue
+        rest = dropped.get(name)
+        if rest is None:
+            rest = tensor.new_zeros(len(COCO_GAPS), *tensor.shape[1:])
+            rest += NEVER_BIAS if tensor.dim() == 1 else 0
+        if is_class_head(name):
+            full = tensor.new_empty(OFFICIAL_ROWS, *tensor.shape[1:])
+            full[kept], full[list(COCO_GAPS)] = tensor, rest.to(tensor)
+        else:
+            full = torch.cat((tensor, rest.to(tensor)))
+        result[name] = full
+    return result
+
+
+def source_classes(meta: Mapping, rows: int) -> list[str | None] | None:
+    """What the rows of a class head stand for, as far as the file or their number says."""
+    names = meta.get('row_names') or (meta.get('dataset_meta') or {}).get('classes')
+    if names is not None and len(names) == rows:
+        return list(names)
+    if rows == OFFICIAL_ROWS:
+        return coco_rows()
+    return list(coco_classes()) if rows == OFFICIAL_ROWS - len(COCO_GAPS) else None
+
+
+def plan_rows(
+    known: Sequence[str | None] | None,
+    rows: int,
+    wanted_rows: int | None,
+    classes: Sequence[str] | str | None,
+    target_classes: Sequence[str] | None,
+) -> ClassRows | None:
+    """Which row goes where; None leaves them all."""
+    if classes == 'keep':
+        return None
+    if classes is None:
+        if wanted_rows is None:
+            official = rows == OFFICIAL_ROWS and known == coco_rows()
+            return ClassRows.by_name(known, coco_classes()) if official else None
+        names = target_classes if target_classes and len(target_classes) == wanted_rows else None
+        if rows == wanted_rows:
+            same = names and known and sorted(map(str, known)) == sorted(map(str, names))
+            return ClassRows.by_name(known, names) if same else None
+        if names is None:
+            if rows != OFFICIAL_ROWS or wanted_rows != OFFICIAL_ROWS - len(COCO_GAPS):
+                return None  # the shapes do not fit, and are reported
+            names = coco_classes()
+        classes = names
+    if known is None:
+        if len(classes) == rows:
+            return ClassRows(tuple(range(rows)), tuple(classes))
+        raise ValueError(
+            f'the weights have {rows} class rows and do not say of which classes, so they cannot '
+            f'be moved to the {len(classes)} wanted by name; use --classes keep, or name all '
+            f'{rows} of them'
+        )
+    return ClassRows.by_name(known, classes)

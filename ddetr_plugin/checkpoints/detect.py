@@ -24,7 +24,7 @@ def detect_dialect(names: Iterable[str]) -> str | None:
     names = set(names)
     if _MMDET_2 in names:
         raise ValueError(
-            'the checkpoint is of mmdet 2.x, expected 3.x; convert it first with mmdet 3\'s '
+            "the checkpoint is of mmdet 2.x, expected 3.x; convert it first with mmdet 3's "
             'tools/model_converters/upgrade_model_version.py'
         )
     for dialect, name in zip((OURS, *DIALECTS), LEVEL_EMBED):

@@ -125,7 +125,9 @@ def _unpickle(path: Path, trust: bool) -> Any:
         found = re.search(r'GLOBAL (\S+)|Unsupported (?:class|global)[:\s]+(\S+)', reason)
         if not names and found:
             names = [found[1] or found[2]]
-        asks = f'asks to run {", ".join(sorted(names))}' if names else f'was refused: {reason[:200]}'
+        asks = (
+            f'asks to run {", ".join(sorted(names))}' if names else f'was refused: {reason[:200]}'
+        )
         raise ValueError(
             f'{path} is not only weights: its pickle {asks}. Nothing was run. If you know where '
             'the file comes from, load it with --trust; otherwise leave it'
@@ -147,7 +149,9 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ValueError(f'{path} needs the library safetensors: pip install safetensors') from error
+        raise ValueError(
+            f'{path} needs the library safetensors: pip install safetensors'
+        ) from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -178,7 +182,9 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
                 f'{", ".join(AVERAGES)}; leave --ema out'
             )
         weights = content[averages[0]]
-        weights = next((weights[k] for k in WEIGHTS if isinstance(weights.get(k), Mapping)), weights)
+        weights = next(
+            (weights[k] for k in WEIGHTS if isinstance(weights.get(k), Mapping)), weights
+        )
     elif averages:
         left.append(f'{averages[0]} (an average of the weights; --ema takes it instead)')
 
@@ -215,7 +221,9 @@ def _dilation(content: Mapping, meta: Mapping) -> bool | None:
     return None
 
 
-def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], dialect: str, meta: dict) -> None:
+def write_checkpoint(
+    path: str | Path, state: Mapping[str, Tensor], dialect: str, meta: dict
+) -> None:
     """Write weights as the programs of a dialect expect them.
 
     Args:
@@ -236,7 +244,7 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor], dialect: str
             from safetensors.torch import save_file
         except ImportError as error:
             raise ValueError(
-                f'{path} needs the library safetensors: pip install safetensors, or name a .bin file'
+                f'{path} needs the library safetensors: pip install safetensors; or write a .bin'
             ) from error
         # One name, one tensor: the format knows no aliases.
         save_file({k: v.clone().contiguous() for k, v in state.items()}, path, {'format': 'pt'})

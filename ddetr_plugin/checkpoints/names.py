@@ -155,7 +155,9 @@ def module_names(dialect: str, layout: Layout) -> Names:
         ('decoder', layout.decoder_layers, _DECODER),
     ):
         for i in range(count):
-            ours, other = (f'{_LAYER_PREFIX[c].format(coder=coder)}.layers.{i}.' for c in (0, column))
+            ours, other = (
+                f'{_LAYER_PREFIX[c].format(coder=coder)}.layers.{i}.' for c in (0, column)
+            )
             for row in rows:
                 deformable = row[0] == {'encoder': 'self_attn', 'decoder': 'cross_attn'}[coder]
                 for part in [f'.{p}' for p in _DEFORMABLE] if deformable else ['']:
