@@ -1,5 +1,6 @@
 """A bridge for Deformable DETR weights: official release, mmdet 3, transformers, detrex, ours."""
 
+from ddetr_plugin.checkpoints.adopt import adopt, install_checkpoint_loader
 from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.files import (
@@ -11,6 +12,7 @@ from ddetr_plugin.checkpoints.files import (
 )
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout
 from ddetr_plugin.checkpoints.rename import export, import_state
+from ddetr_plugin.checkpoints.report import describe
 
 __all__ = [
     'DIALECTS',
@@ -18,12 +20,15 @@ __all__ = [
     'Conversion',
     'Layout',
     'Source',
+    'adopt',
     'allow_official_checkpoints',
     'checksum',
+    'describe',
     'detect_dialect',
     'detect_layout',
     'export',
     'import_state',
+    'install_checkpoint_loader',
     'read_checkpoint',
     'to_ours',
     'unwrap',

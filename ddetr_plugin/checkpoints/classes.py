@@ -8,14 +8,16 @@ from torch import Tensor, nn
 
 __all__ = [
     'COCO_GAPS',
-    'PROPOSALS',
+    'OFFICIAL_TO_COCO',
     'ClassRows',
     'coco_classes',
     'coco_rows',
     'fresh_rows',
     'is_class_head',
+    'is_proposal_head',
     'move_rows',
     'plan_rows',
+    'resize_proposal_rows',
     'source_classes',
     'with_official_rows',
 ]
@@ -23,7 +25,7 @@ __all__ = [
 # Rows of the official 91 that belong to no category: row = COCO category id, 1..90 with gaps.
 COCO_GAPS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 OFFICIAL_ROWS = 91
-PROPOSALS = 'query_head.cls_branch.'  # the classifier of proposals
+OFFICIAL_TO_COCO = tuple(row for row in range(OFFICIAL_ROWS) if row not in COCO_GAPS)
 PRIOR_BIAS = -4.59512  # -log((1 - 0.01) / 0.01), as new heads start
 NEVER_BIAS = -20.0  # of rows that stand for no category: score 2e-9
 
@@ -80,6 +82,19 @@ def is_class_head(name: str) -> bool:
     return name.startswith('bbox_head.cls_branches.')
 
 
+def is_proposal_head(name: str) -> bool:
+    """Whether a parameter, by our name, belongs to the classifier of proposals."""
+    return name.startswith('query_head.cls_branch.')
+
+
+def resize_proposal_rows(name: str, tensor: Tensor, count: int) -> Tensor:
+    """The first `count` rows of a proposal classifier, and fresh ones where it has fewer.
+
+    Only row 0 means anything: it is the objectness, whatever the classes are (D3).
+    """
+    return torch.cat((tensor[:count], fresh_rows(name, count - len(tensor), tensor)))
+
+
 def move_rows(tensor: Tensor, source: Sequence[int | None], fresh: Tensor) -> Tensor:
     """Rows of `tensor` (K, ...) as `source` says; rows of `fresh` (len(source), ...) for None."""
     rows = [fresh[i] if row is None else tensor[row] for i, row in enumerate(source)]
@@ -88,6 +103,8 @@ def move_rows(tensor: Tensor, source: Sequence[int | None], fresh: Tensor) -> Te
 
 def fresh_rows(name: str, count: int, like: Tensor, bias: float = PRIOR_BIAS) -> Tensor:
     """(count, ...) rows as a new head has them; the same for the same name and count."""
+    if count <= 0:
+        return like[:0]
     if like.dim() == 1:
         return torch.full((count,), bias, dtype=like.dtype)
     with torch.random.fork_rng(devices=[]):
@@ -106,17 +123,17 @@ def with_official_rows(
             that never fire take their place.
     """
     result = dict(state)
-    kept = [row for row in range(OFFICIAL_ROWS) if row not in COCO_GAPS]
+    kept, gaps = list(OFFICIAL_TO_COCO), list(COCO_GAPS)
     for name, tensor in state.items():
-        if not (is_class_head(name) or name.startswith(PROPOSALS)) or len(tensor) != len(kept):
+        if not (is_class_head(name) or is_proposal_head(name)) or len(tensor) != len(kept):
             continue
         rest = dropped.get(name)
-        if rest is None:
-            rest = tensor.new_zeros(len(COCO_GAPS), *tensor.shape[1:])
+        if rest is None or rest.shape != (len(gaps), *tensor.shape[1:]):
+            rest = tensor.new_zeros(len(gaps), *tensor.shape[1:])
             rest += NEVER_BIAS if tensor.dim() == 1 else 0
         if is_class_head(name):
             full = tensor.new_empty(OFFICIAL_ROWS, *tensor.shape[1:])
-            full[kept], full[list(COCO_GAPS)] = tensor, rest.to(tensor)
+            full[kept], full[gaps] = tensor, rest.to(tensor)
         else:
             full = torch.cat((tensor, rest.to(tensor)))
         result[name] = full

@@ -2,18 +2,20 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.classes import (
-    PROPOSALS,
+    OFFICIAL_TO_COCO,
     fresh_rows,
     is_class_head,
+    is_proposal_head,
     move_rows,
     plan_rows,
+    resize_proposal_rows,
     source_classes,
 )
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
@@ -35,6 +37,7 @@ class Conversion(NamedTuple):
         notes: what was done besides renaming, a sentence each.
         problems: what does not fit; only with `allow_missing`.
         dropped: by our names, the class rows that have no place: (rows, ...), in order.
+        rows: for each class row the row that it was, or None if it is fresh; None if none moved.
     """
 
     state: dict[str, Tensor]
@@ -44,6 +47,7 @@ class Conversion(NamedTuple):
     notes: list[str]
     problems: list[str]
     dropped: dict[str, Tensor]
+    rows: tuple[int | None, ...] | None = None
 
 
 def to_ours(
@@ -72,17 +76,13 @@ def to_ours(
             classes cannot be mapped.
     """
     if dialect == 'auto':
-        found = detect_dialect(source.state)
-        for known in ('hf', 'detrex'):
-            found = found or detect_dialect(with_common_names(source.state, known))
-        if found is None:
-            some = ', '.join(list(source.state)[:5])
+        dialect = detect_dialect(source.state)
+        if dialect is None:
             raise ValueError(
-                'the weights are of no Deformable DETR that is known here: none of '
-                f'{", ".join((OURS, *DIALECTS))}; the names begin with {some}. Name the origin '
-                'with --from if it is one of them'
+                'the weights are of no Deformable DETR that is known here, none of '
+                f'{", ".join((OURS, *DIALECTS))}; the names begin with '
+                f'{", ".join(list(source.state)[:5])}. Name the origin with --from if it is one'
             )
-        dialect = found
     state = with_common_names(source.state, dialect)
     layout = detect_layout(state, dialect)
     wanted = detect_layout(target, OURS) if target is not None else None
@@ -99,22 +99,22 @@ def to_ours(
     else:
         ours, left = import_state(state, dialect, layout)
         if dialect == 'mmdet':
-            filled = _fill_neck_bias(ours, layout, target)
+            filled = _fill_neck_bias(ours, target)
             if filled:
                 notes.append(f'{filled} biases of the neck, which mmdet leaves out, are zero (D1)')
+        if dialect == 'hf':
+            _untie_class_heads(ours, layout, notes)
     problems = [f'left over: {name}' for name in left]
     if dialect != OURS:
         problems += [f'missing: {name}' for name in expected_names(layout) if name not in ours]
 
-    names, dropped = _map_classes(
-        ours, source.meta, target, classes, target_classes, notes, problems, allow_missing
-    )
+    names, rows, dropped = _map_classes(ours, source.meta, target, classes, target_classes, notes)
     if target is not None:
         problems = [p for p in problems if not p.startswith('missing')]
         problems += _misfits(ours, target, layout, wanted)
     if problems and not allow_missing:
         raise ValueError(_explain(problems, dialect, layout))
-    return Conversion(ours, dialect, layout, names, notes, problems, dropped)
+    return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
 
 
 def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:
@@ -122,9 +122,20 @@ def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) ->
     return all(f'bbox_head.cls_branches.{j}.weight' in ours for j in range(layout.decoder_layers))
 
 
-def _fill_neck_bias(
-    ours: dict[str, Tensor], layout: Layout, target: Mapping[str, Tensor] | None
-) -> int:
+def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]) -> None:
+    """Repeats the class head that transformers saved once for all layers.
+
+    It ties class heads that are equal, also those of a model that refines boxes.
+    """
+    for name in ('bbox_head.cls_branches.0.weight', 'bbox_head.cls_branches.0.bias'):
+        for j in range(1, 1 if layout.share_branches else layout.decoder_layers):
+            other = name.replace('.0.', f'.{j}.')
+            if name in ours and other not in ours:
+                ours[other] = ours[name].clone()
+                notes.append(f'{other} is that of layer 0, with which it was tied')
+
+
+def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None) -> int:
     """Adds zero biases where mmdet has none and the target, if there is one, wants them."""
     filled = 0
     for name in [n for n in ours if re.fullmatch(r'neck\.(extra_)?convs\.\d+\.conv\.weight', n)]:
@@ -172,47 +183,46 @@ def _map_classes(
     classes: Sequence[str] | str | None,
     target_classes: Sequence[str] | None,
     notes: list[str],
-    problems: list[str],
-    allow_missing: bool,
-) -> tuple[tuple[str | None, ...] | None, dict[str, Tensor]]:
-    """Moves class rows within `ours`; returns the names of the rows and the rows left out."""
+) -> tuple[tuple | None, tuple | None, dict[str, Tensor]]:
+    """Moves class rows within `ours`; returns `classes`, `rows` and `dropped` of `Conversion`."""
     heads = [name for name in ours if is_class_head(name)]
     if not heads:
-        return None, {}
-    rows = len(ours[heads[0]])
-    known = source_classes(meta, rows)
-    wanted_rows = next((len(t) for n, t in (target or {}).items() if is_class_head(n)), None)
-    plan = plan_rows(known, rows, wanted_rows, classes, target_classes)
+        return None, None, {}
+    count = len(ours[heads[0]])
+    known = source_classes(meta, count)
+    wanted = _rows_of(target, is_class_head)
+    plan = plan_rows(known, count, wanted, classes, target_classes)
+    rows = plan.source if plan and plan.source != tuple(range(count)) else None
+    # Only these can be put back: which rows they were is known.
+    reversible = rows == OFFICIAL_TO_COCO
     dropped: dict[str, Tensor] = {}
-    fresh = plan.fresh if plan else []
-    if plan and plan.source != tuple(range(rows)):
-        taken = [row for row in plan.source if row is not None]
-        rest = [row for row in range(rows) if row not in taken]
+    if rows is not None:
+        rest = [row for row in range(count) if row not in rows]
         for name in heads:
             old = ours[name]
-            ours[name] = move_rows(old, plan.source, fresh_rows(name, len(plan.source), old))
-            if rest and not fresh:
+            ours[name] = move_rows(old, rows, fresh_rows(name, len(rows), old))
+            if reversible:
                 dropped[name] = old[rest].clone()
         notes.append(
-            f'class rows: {len(taken)} of {rows} moved'
-            + (f', {len(rest)} left out' if rest else '')
-            + (f', fresh: {", ".join(fresh)}' if fresh else '')
+            f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out'
+            + (f'; fresh: {", ".join(plan.fresh)}' if plan.fresh else '')
         )
-    wanted = next((len(t) for n, t in (target or {}).items() if n.startswith(PROPOSALS)), None)
-    for name in [n for n in ours if n.startswith(PROPOSALS)]:
+    proposals = _rows_of(target, is_proposal_head) or (len(plan.source) if plan else None)
+    for name in filter(is_proposal_head, list(ours)):
         old = ours[name]
-        count = wanted or (len(plan.source) if plan else len(old))
-        if len(old) > count and not fresh:
-            dropped[name] = old[count:].clone()
-        new = torch.cat((old[:count], fresh_rows(name, max(count - len(old), 0), old)))
+        new = resize_proposal_rows(name, old, proposals or len(old))
         if len(new) != len(old):
-            notes.append(
-                f'{name}: the first {min(count, len(old))} rows stay (row 0 is objectness)'
-            )
+            notes.append(f'{name}: {len(new)} of {len(old)} rows, row 0 (objectness) first (D3)')
             ours[name] = new
+        if reversible:
+            dropped[name] = old[len(new) :].clone()
     if plan:
-        return plan.classes, dropped
-    return (None if known is None else tuple(known)), dropped
+        return plan.classes, rows, dropped
+    return None if known is None else tuple(known), rows, dropped
+
+
+def _rows_of(target: Mapping[str, Tensor] | None, kind: Callable[[str], bool]) -> int | None:
+    return next((len(tensor) for name, tensor in (target or {}).items() if kind(name)), None)
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
