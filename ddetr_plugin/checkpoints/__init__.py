@@ -10,6 +10,7 @@ from ddetr_plugin.checkpoints.files import (
     unwrap,
     write_checkpoint,
 )
+from ddetr_plugin.checkpoints.libraries import with_rows
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout
 from ddetr_plugin.checkpoints.rename import export, import_state
 from ddetr_plugin.checkpoints.report import describe
@@ -32,5 +33,6 @@ __all__ = [
     'read_checkpoint',
     'to_ours',
     'unwrap',
+    'with_rows',
     'write_checkpoint',
 ]

@@ -8,10 +8,18 @@ from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.names import with_common_names, with_transformers_resnet
 
-__all__ = ['largest_difference', 'mmdet_model', 'predict_with', 'transformers_model', 'with_rows']
+__all__ = [
+    'largest_difference',
+    'mmdet_assigner_config',
+    'mmdet_model',
+    'predict_with',
+    'transformers_model',
+    'with_rows',
+]
 
 
-def _match_costs() -> dict:
+def mmdet_assigner_config() -> dict:
+    """mmdet's assigner with the official weights of the costs."""
     return dict(
         type='mmdet.HungarianAssigner',
         match_costs=[
@@ -84,7 +92,7 @@ def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
                 loss_bbox=criterion['loss_bbox'],
                 loss_iou=criterion['loss_iou'],
             ),
-            train_cfg=dict(assigner=assigner or _match_costs()),
+            train_cfg=dict(assigner=assigner or mmdet_assigner_config()),
             test_cfg=dict(max_per_img=head.get('max_per_img', 100)),
         )
     )

@@ -48,7 +48,7 @@ def test_losses_and_every_gradient_equal_those_of_mmdet(twins, kind):
     their_parameters = dict(theirs.named_parameters())
     compared = 0
     for name, parameter in ours.named_parameters():
-        gradient = their_parameters.pop(mmdet_name(name, config)).grad
+        gradient = their_parameters.pop(mmdet_name(name, ours)).grad
         if not parameter.requires_grad:
             assert gradient is None
             continue
