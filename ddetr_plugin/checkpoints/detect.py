@@ -8,11 +8,20 @@ from torch import Tensor
 
 from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED, Layout
 
-__all__ = ['OURS', 'detect_dialect', 'detect_layout']
+__all__ = ['OURS', 'detect_dialect', 'detect_layout', 'same_bits']
 
 OURS = 'ddetr_plugin'
 # mmdet 2.x, which needs mmdet's own conversion first.
 _MMDET_2 = 'bbox_head.transformer.level_embeds'
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, numbers that are none included."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(
+        one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8)
+    )
 
 
 def detect_dialect(names: Iterable[str]) -> str | None:
@@ -78,14 +87,16 @@ def _shares_branches(state: Mapping[str, Tensor], dialect: str, layers: int) -> 
     # Only a decoder that refines boxes keeps a reference to the box heads.
     if any(re.search(r'decoder\.bbox_embed\.', name) for name in state):
         return False
+    if dialect == OURS:
+        return 'bbox_head.cls_branches.1.weight' not in state
     cls, reg = r'^class_embed\.(\d+)\.', r'^bbox_embed\.(\d+)\.'
-    if dialect in (OURS, 'mmdet'):
+    if dialect == 'mmdet':
         cls, reg = r'^bbox_head\.cls_branches\.(\d+)\.', r'^bbox_head\.reg_branches\.(\d+)\.'
     for pattern in (cls, reg):
         for name, tensor in state.items():
             match = re.match(pattern, name)
             if match and 0 < int(match[1]) < layers:
                 first = state.get(name[: match.start(1)] + '0' + name[match.end(1) :])
-                if first is None or not torch.equal(first, tensor):
+                if first is None or not same_bits(first, tensor):
                     return False
     return True

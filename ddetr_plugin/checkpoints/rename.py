@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.classes import with_official_rows
-from ddetr_plugin.checkpoints.detect import OURS, detect_layout
+from ddetr_plugin.checkpoints.detect import OURS, detect_layout, same_bits
 from ddetr_plugin.checkpoints.names import Layout, module_names, translate
 
 __all__ = ['COUNTER', 'expected_names', 'export', 'import_state']
@@ -45,7 +45,7 @@ def import_state(
             left.append(name)
         elif new not in ours:
             ours[new] = tensor
-        elif not torch.equal(ours[new], tensor):
+        elif not same_bits(ours[new], tensor):
             raise ValueError(
                 f'{name} and another name of the same tensor hold different numbers, but a '
                 f'{layout.variant} model has one tensor there; the file was edited, or --config '
