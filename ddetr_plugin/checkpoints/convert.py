@@ -86,13 +86,16 @@ def to_ours(
     state = with_common_names(source.state, dialect)
     layout = detect_layout(state, dialect)
     wanted = detect_layout(target, OURS) if target is not None else None
-    if wanted is not None and layout.share_branches and not wanted.share_branches:
-        # Heads of a model that has not been trained yet are equal without being shared.
-        one = layout._replace(share_branches=False)
-        if dialect != OURS and _has_all_heads(state, dialect, one):
-            layout = one
-
     notes: list[str] = []
+    if wanted is not None and layout.share_branches and not wanted.share_branches:
+        one = layout._replace(share_branches=False)
+        if _may_refine(source.meta, dialect) and _has_all_heads(state, dialect, one):
+            layout = one
+            notes.append(
+                'the heads of all layers are equal, as in a model that has not been trained or does '
+                'not refine boxes; the model at hand does'
+            )
+
     left: list[str] = []
     if dialect == OURS:
         ours = dict(state)
@@ -115,6 +118,14 @@ def to_ours(
     if problems and not allow_missing:
         raise ValueError(_explain(problems, dialect, layout))
     return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
+
+
+def _may_refine(meta: Mapping, dialect: str) -> bool:
+    """Whether equal heads may belong to a model that refines boxes: some files do not show it."""
+    config = meta.get('cfg')
+    if dialect == 'mmdet' and isinstance(config, str):
+        return re.search(r'with_box_refine\W+True', config) is not None
+    return dialect in ('mmdet', 'hf')
 
 
 def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:

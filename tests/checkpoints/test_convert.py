@@ -131,7 +131,17 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
             branches[1].load_state_dict(branches[0].state_dict())
     state = export(model.state_dict(), 'mmdet')
     assert to_ours(source(state)).layout.share_branches
-    assert converted(state, 'refine', 5).problems == []
+    result = converted(state, 'refine', 5)
+    assert result.problems == []
+    assert any('heads of all layers are equal' in note for note in result.notes)
+
+
+def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
+    _, state = released('base', 'mmdet', 5)
+    target = empty('refine').state_dict()
+    to_ours(source(state, cfg='model = dict(with_box_refine=True)'), target=target)
+    with pytest.raises(ValueError, match='the weights are base, the model is refine'):
+        to_ours(source(state, cfg="model = dict(type='DeformableDETR')"), target=target)
 
 
 def test_the_class_head_that_transformers_tied_is_repeated():
