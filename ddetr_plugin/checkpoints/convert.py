@@ -92,7 +92,7 @@ def to_ours(
         if _may_refine(source.meta, dialect) and _has_all_heads(state, dialect, one):
             layout = one
             notes.append(
-                'the heads of all layers are equal, as in a model that has not been trained or does '
+                'the heads of all layers are equal, as in a model that is untrained or does '
                 'not refine boxes; the model at hand does'
             )
 
