@@ -18,6 +18,7 @@ from ddetr_plugin.engine.launch import add_config_overrides, load_config
 
 # isort: split
 from ddetr_plugin.checkpoints.classes import coco_classes
+from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.verify import build_ours, verify
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
@@ -116,7 +117,12 @@ def convert(args):
     else:
         coco = tuple(converted.classes or ()) == tuple(coco_classes())
         state = bridge.export(converted.state, args.to, converted.layout, coco, dropped)
-    meta = {'conversion': {'from': converted.dialect, 'dropped': dropped}}
+    # transformers has two kinds of names for a ResNet: timm's, and those of its own.
+    own_resnet = has_transformers_resnet(source.state) or bool(earlier.get('own_resnet'))
+    if args.to == 'hf' and own_resnet:
+        state = with_transformers_resnet(state)
+    conversion = {'from': converted.dialect, 'dropped': dropped, 'own_resnet': own_resnet}
+    meta = {'conversion': conversion}
     if converted.classes is not None:
         meta['dataset_meta'] = {'classes': converted.classes}
     bridge.write_checkpoint(args.destination, state, args.to, meta)

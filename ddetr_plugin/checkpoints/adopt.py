@@ -27,7 +27,7 @@ def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
         What was done, or None if nothing was.
 
     Raises:
-        ValueError: weights are left over or missing, or shapes do not fit.
+        RuntimeError: weights are left over or missing, or shapes do not fit.
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if detect_dialect(inside) == OURS:
@@ -35,7 +35,11 @@ def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
     source = unwrap(inside)
     if detect_dialect(source.state) in (None, OURS):
         return None
-    converted = to_ours(source, target=model.state_dict())
+    try:
+        converted = to_ours(source, target=model.state_dict())
+    except ValueError as error:
+        # What load_state_dict raises where weights do not fit.
+        raise RuntimeError(str(error)) from error
     for name in inside:
         del state_dict[prefix + name]
     state_dict.update((prefix + name, tensor) for name, tensor in converted.state.items())

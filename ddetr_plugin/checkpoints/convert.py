@@ -215,7 +215,8 @@ def _map_classes(
             if reversible:
                 dropped[name] = old[rest].clone()
         notes.append(
-            f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out'
+            f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out: '
+            f'{tuple(old.shape)} -> {tuple(ours[name].shape)}'
             + (f'; fresh: {", ".join(plan.fresh)}' if plan.fresh else '')
         )
     proposals = _rows_of(target, is_proposal_head) or (len(plan.source) if plan else None)

@@ -10,6 +10,7 @@ __all__ = [
     'DIALECTS',
     'Layout',
     'Names',
+    'has_transformers_resnet',
     'module_names',
     'translate',
     'with_common_names',
@@ -260,6 +261,11 @@ def with_common_names(state: Mapping[str, Tensor], dialect: str) -> dict[str, Te
             name = prefix + (translate(name.removeprefix(prefix), native) or name[len(prefix) :])
         renamed[name] = tensor
     return renamed
+
+
+def has_transformers_resnet(state: Mapping[str, Tensor]) -> bool:
+    """Whether the backbone of a state dict in transformers' names is transformers' own ResNet."""
+    return any('.embedder.embedder.convolution.' in name for name in state)
 
 
 def with_transformers_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,8 +20,24 @@ def _sizes(state: Mapping[str, Tensor]) -> str:
     return ', '.join(parts)
 
 
+def _parts(state: Mapping[str, Tensor]) -> list[str]:
+    """A line for each part of the model: tensors, numbers, and the largest tensor's shape."""
+    parts: dict[str, list[str]] = {}
+    for name in state:
+        parts.setdefault(name.split('.')[0], []).append(name)
+    lines = []
+    for part, names in parts.items():
+        largest = max(names, key=lambda name: state[name].numel())
+        numbers = sum(state[name].numel() for name in names)
+        lines.append(
+            f'  {part}: {len(names)} tensors, {numbers:,} numbers, largest '
+            f'{largest.removeprefix(part + ".")} {tuple(state[largest].shape)}'
+        )
+    return lines
+
+
 def describe(conversion: Conversion, source: Source) -> list[str]:
-    """Lines: origin, variant, sizes, tensors, checksum, and everything that is not a renaming."""
+    """Lines: origin, variant, tensors, shapes, checksum, and all that is not a renaming."""
     layout, state = conversion.layout, conversion.state
     dilation = {
         None: 'the file does not say whether the backbone is dilated (DC5)',
@@ -37,6 +53,7 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
         f'tensors: {len(state)} from {len(source.state)}, {numbers:,} numbers, checksum '
         f'{checksum(state)}',
     ]
+    lines += _parts(state)
     lines += [f'note: {note}' for note in conversion.notes]
     if source.left:
         lines.append(f'not converted: {", ".join(source.left)}')

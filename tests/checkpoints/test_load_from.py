@@ -188,6 +188,12 @@ def test_load_state_dict_and_init_cfg_take_foreign_weights(tmp_path):
     assert_same(other.state_dict(), model.state_dict())
 
 
+def test_foreign_weights_that_do_not_fit_fail_as_load_state_dict_does():
+    state = export(ours('refine').state_dict(), 'official')
+    with pytest.raises(RuntimeError, match='the weights are refine, the model is base'):
+        empty('base').load_state_dict(state)
+
+
 def test_a_detector_inside_another_module_takes_foreign_weights():
     model = ours('base')
     outer = torch.nn.ModuleDict({'teacher': empty('base'), 'other': torch.nn.Linear(2, 2)})
