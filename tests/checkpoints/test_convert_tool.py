@@ -67,9 +67,14 @@ def test_official_weights_come_back_bit_for_bit(run, tmp_path, kind, between):
     state = write_official(tmp_path / 'official.pth', kind)
     config = write_config(tmp_path / 'config.py', kind)
     report = run(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config)
-    for words in ('written by: official', f'variant: {kind}; backbone not dilated',
-                  'class rows: 80 of 91 moved, 11 left out: (91,', 'neck: 16 tensors', 'not converted: optimizer',
-                  '80 class rows, checksum'):  # fmt: skip
+    for words in (
+        'written by: official',
+        f'variant: {kind}; backbone not dilated',
+        'class rows: 80 of 91 moved, 11 left out: (91,',
+        'neck: 16 tensors',
+        'not converted: optimizer',
+        '80 class rows, checksum',
+    ):
         assert words in report
     ours = torch.load(tmp_path / 'ours.pth')
     assert ours['meta']['dataset_meta']['classes'] == coco_classes()
