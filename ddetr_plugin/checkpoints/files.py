@@ -114,6 +114,7 @@ def _transformers_meta(file: Path) -> dict:
 def _unpickle(path: Path, trust: bool) -> Any:
     if trust:
         return torch.load(path, map_location='cpu', weights_only=False)
+    allow_official_checkpoints()
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as error:

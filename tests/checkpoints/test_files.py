@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from bridge_cases import assert_same, ours
 
 from ddetr_plugin.checkpoints import (
-    allow_official_checkpoints,
     export,
     read_checkpoint,
     to_ours,
@@ -18,11 +19,6 @@ from ddetr_plugin.checkpoints import (
 )
 
 STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
-
-
-@pytest.fixture(autouse=True)
-def allowed():
-    allow_official_checkpoints()
 
 
 def saved(path, content):
@@ -81,6 +77,16 @@ def test_an_official_file_says_whether_its_backbone_is_dilated(tmp_path, dilatio
     cfg = f"backbone=dict(dilations=(1, 1, 1, {2 if dilation else 1}), type='ResNet')"
     content = {'state_dict': STATE, 'meta': {'cfg': cfg}}
     assert read_checkpoint(saved(tmp_path / 'z.pth', content)).dilated is dilation
+
+
+def test_a_python_that_has_loaded_nothing_else_reads_official_files(tmp_path):
+    file = saved(tmp_path / 'x.pth', {'model': STATE, 'args': argparse.Namespace(dilation=True)})
+    code = (
+        'from ddetr_plugin.checkpoints import read_checkpoint\n'
+        f'print(read_checkpoint({str(file)!r}).dilated)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.stdout == 'True\n', done.stderr
 
 
 @pytest.mark.parametrize(('function', 'name'), [(os.system, 'system'), (eval, 'eval')])
