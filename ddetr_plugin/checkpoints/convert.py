@@ -199,7 +199,8 @@ def _map_classes(
     heads = [name for name in ours if is_class_head(name)]
     if not heads:
         return None, None, {}
-    count = len(ours[heads[0]])
+    shape = tuple(ours[heads[0]].shape)
+    count = shape[0]
     known = source_classes(meta, count)
     wanted = _rows_of(target, is_class_head)
     plan = plan_rows(known, count, wanted, classes, target_classes)
@@ -216,7 +217,7 @@ def _map_classes(
                 dropped[name] = old[rest].clone()
         notes.append(
             f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out: '
-            f'{tuple(old.shape)} -> {tuple(ours[name].shape)}'
+            f'{shape} -> {tuple(ours[heads[0]].shape)}'
             + (f'; fresh: {", ".join(plan.fresh)}' if plan.fresh else '')
         )
     proposals = _rows_of(target, is_proposal_head) or (len(plan.source) if plan else None)
