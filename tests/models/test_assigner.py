@@ -9,7 +9,6 @@ from builders import (
     batch,
     build,
     criterion_config,
-    mmdet_assigner_config,
     mmdet_twin,
     tiny_config,
 )
@@ -17,6 +16,7 @@ from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 
+from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
 from ddetr_plugin.models import HungarianAssigner
 from ddetr_plugin.registry import TASK_UTILS
 
