@@ -14,6 +14,15 @@ STAMPS := $(VENV)/.stamps
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 NATIVE_SOURCES := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' 2>/dev/null)
 CXX_FOUND := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name))))
+# A PYTHON that is named would otherwise be ignored where there is a .venv already.
+MADE_FROM := $(shell cat $(VENV)/made-from 2>/dev/null)
+ifneq ($(origin PYTHON),file)
+ifneq ($(MADE_FROM),)
+ifneq ($(MADE_FROM),$(shell command -v $(PYTHON)))
+$(error $(VENV) was made from $(MADE_FROM), not from $(PYTHON); remove it first: rm -rf $(VENV))
+endif
+endif
+endif
 # Exits with 0 when the Python that runs it has a torch that is new enough.
 HAS_TORCH := import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10))
@@ -85,6 +94,7 @@ $(PY):
 		$(PYTHON) -m venv $(VENV); \
 	fi || { rm -rf $(VENV); \
 		echo 'The venv module failed; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@command -v $(PYTHON) > $(VENV)/made-from
 
 $(STAMPS)/torch: | $(PY)
 	@mkdir -p $(STAMPS)

@@ -32,7 +32,7 @@ def sdist(tmp_path_factory):
     """An sdist made from a copy that holds only what a fresh clone would."""
     source = tmp_path_factory.mktemp('source') / 'repo'
     ignored = shutil.ignore_patterns('*.so', '__pycache__', '*.egg-info', 'build')
-    for name in ('ddetr_plugin', 'ops', 'configs', 'tools'):
+    for name in ('ddetr_plugin', 'ops', 'configs', 'tools', 'tests'):
         shutil.copytree(REPO / name, source / name, ignore=ignored)
     for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
         if (REPO / name).exists():
@@ -57,6 +57,8 @@ def test_the_sdist_holds_every_native_source_and_every_module(sdist):
     assert wanted
     assert wanted <= packed
     assert {'setup.py', 'pyproject.toml', 'LICENSE'} <= packed
+    # They could not run without the rest of the checkout.
+    assert not [name for name in packed if name.startswith('tests')]
 
 
 @pytest.mark.slow

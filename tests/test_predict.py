@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
+from pycocotools.coco import COCO
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.registry import MODELS
@@ -129,3 +130,38 @@ def test_a_file_that_is_no_checkpoint_is_refused_without_unsafe_advice(run, job,
     message = run(picture(tmp_path / 'a.png'), tmp_path / 'out', checkpoint=tmp_path / 'text.pth')
     assert 'is not a checkpoint' in message
     assert 'weights_only' not in message
+
+
+def test_the_json_is_an_annotation_file_with_the_ids_of_the_data_set(run, job, tiny_coco, tmp_path):
+    config = Config.fromfile(job[0])
+    dataset = config.test_dataloader.dataset
+    content = json.loads(Path(dataset.ann_file).read_text())
+    for category in content['categories']:
+        category['id'] = category['id'] * 10 + 7
+    for annotation in content['annotations']:
+        annotation['category_id'] = annotation['category_id'] * 10 + 7
+    other = tmp_path / 'other.json'
+    other.write_text(json.dumps(content))
+    dataset.ann_file = str(other)
+    config.dump(str(tmp_path / 'gaps.py'))
+    out = tmp_path / 'out'
+    assert run(picture(tmp_path / 'in' / 'a.png'), out, tmp_path / 'gaps.py') == 0
+    written = json.loads((out / 'predictions.json').read_text())
+    ids = {c['name']: c['id'] for c in content['categories']}
+    assert {c['name']: c['id'] for c in written['categories']} == ids
+    assert written['annotations']
+    assert {a['category_id'] for a in written['annotations']} <= set(ids.values())
+    for annotation in written['annotations']:
+        assert annotation['iscrowd'] == 0
+        assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3]
+    COCO(out / 'predictions.json')
+
+
+def test_an_output_that_is_a_file_and_a_config_without_pictures_are_refused(run, job, tmp_path):
+    source = picture(tmp_path / 'in' / 'a.png')
+    (tmp_path / 'file').touch()
+    assert 'is a file; name a folder' in run(source, tmp_path / 'file')
+    config = Config.fromfile(job[0])
+    config.test_dataloader = None
+    config.dump(str(tmp_path / 'no_pictures.py'))
+    assert 'no test_dataloader' in run(source, tmp_path / 'out', tmp_path / 'no_pictures.py')

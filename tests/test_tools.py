@@ -132,6 +132,12 @@ def test_resume_takes_the_newest_or_the_given_checkpoint(train, tiny_job, tmp_pa
         (['{config}', '--cfg-options', 'lr'], "takes key=value pairs, got 'lr'"),
         (['{config}', '--launcher', 'ssh'], 'invalid choice'),
         (['{config}', '--no-such-option'], 'unrecognized arguments'),
+        ([str(REPO / 'README.md')], 'a config ends with .py'),
+        pytest.param(
+            ['{config}', '--launcher', 'slurm'],
+            'needs GPUs',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
+        ),
     ],
 )
 def test_a_wrong_command_line_of_train_says_what_is_wrong(

@@ -93,8 +93,8 @@ def model_config(size, variant):
 
 def build_pair(config, device):
     """Ours and mmdet's with the same random weights."""
-    from mmdet_twin import mmdet_twin
-
+    from ddetr_plugin.checkpoints import export
+    from ddetr_plugin.checkpoints.libraries import mmdet_model
     from ddetr_plugin.registry import MODELS
 
     torch.manual_seed(0)
@@ -104,7 +104,8 @@ def build_pair(config, device):
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.01)
-    theirs = mmdet_twin(config, ours)
+    theirs = mmdet_model(config)
+    theirs.load_state_dict(export(ours.state_dict(), 'mmdet'))
     logging.disable(logging.NOTSET)
     return {'ours': ours.to(device), 'mmdet': theirs.to(device)}
 

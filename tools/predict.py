@@ -4,9 +4,11 @@
 
 IMAGES is a picture, a folder, or a quoted glob. DIR gets the drawn pictures and predictions.json in
 COCO format: images, categories, and annotations with image_id, category_id, bbox (x, y, width,
-height in pixels of the picture) and score. A file that is no readable picture, or only a part of
-one, is reported and skipped; the exit status is then 1. Pictures of several folders, as a glob may
-name, keep their paths below the folder that holds them all.
+height in pixels of the picture), area, iscrowd and score. Categories have the ids of the config's
+annotation file if that is there and names the same classes, else 1, 2, ... A file that is no
+readable picture, or only a part of one, is reported and skipped; the exit status is then 1.
+Pictures of several folders, as a glob may name, keep their paths below the folder that holds them
+all.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import report
 import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 from ddetr_plugin.engine.launch import load_config, require_file
 
 # isort: split
@@ -106,7 +109,7 @@ def class_names(checkpoint, config):
     meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
     classes = meta.get('classes') or config.get('metainfo', {}).get('classes')
     if classes is None:
-        classes = config.test_dataloader.dataset.get('metainfo', {}).get('classes')
+        classes = dataset_classes(config)
     count = config.model.bbox_head.num_classes
     if classes is None or len(classes) != count:
         raise ValueError(
@@ -143,8 +146,39 @@ def load_model(config, checkpoint_file, device):
     return model.to(device).eval(), class_names(checkpoint, config)
 
 
+def category_ids(config, classes):
+    """The category id of each class: of the config's test or training annotations, else 1, 2, ...
+
+    Args:
+        config: its datasets may name annotation files; they need not exist.
+        classes: names, in the order of the model.
+    """
+    for split in ('test', 'val', 'train'):
+        dataset = config.get(f'{split}_dataloader', {}).get('dataset', {})
+        file = dataset.get('ann_file')
+        if not file:
+            continue
+        path = Path(dataset.get('data_root') or '') / file
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding='utf-8'))
+        ids = {str(c['name']): c['id'] for c in content.get('categories', [])}
+        if set(classes) <= set(ids):
+            return [ids[name] for name in classes]
+    return list(range(1, len(classes) + 1))
+
+
 def build_pipeline(config):
-    """The config's test pipeline for pictures in memory, without annotations."""
+    """The config's test pipeline for pictures in memory, without annotations.
+
+    Raises:
+        ValueError: the config has none.
+    """
+    if not config.get('test_dataloader'):
+        raise ValueError(
+            'the config has no test_dataloader, whose pipeline prepares the pictures; give the '
+            'config that the training left in its work folder'
+        )
     steps = []
     for step in config.test_dataloader.dataset.pipeline:
         if step.type.endswith('LoadImageFromFile'):
@@ -192,10 +226,13 @@ def main():
         config = load_config(args.config)
         require_file(args.checkpoint, 'checkpoint')
         model, classes = load_model(config, args.checkpoint, args.device)
+        pipeline = build_pipeline(config)
+        ids = category_ids(config, classes)
+        if args.out.exists() and not args.out.is_dir():
+            raise ValueError(f'--out {args.out} is a file; name a folder')
+        args.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    pipeline = build_pipeline(config)
-    args.out.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id, (path, name, target) in enumerate(pictures, start=1):
         try:
@@ -212,14 +249,22 @@ def main():
         height, width = picture.shape[:2]
         images.append(dict(id=image_id, file_name=name.as_posix(), width=width, height=height))
         for box, label, score in found:
-            annotation = dict(image_id=image_id, category_id=label + 1, bbox=box, score=score)
-            annotations.append(dict(annotation, id=len(annotations) + 1))
+            annotation = dict(
+                id=len(annotations) + 1,
+                image_id=image_id,
+                category_id=ids[label],
+                bbox=box,
+                area=box[2] * box[3],
+                iscrowd=0,
+                score=score,
+            )
+            annotations.append(annotation)
         rows = [(box, label, f'{classes[label]} {score:.2f}') for box, label, score in found]
         scale = max(1, -(-report.MIN_WIDTH // picture.shape[1]))
         target.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(target), report.draw_boxes(picture, rows, scale))
         print(f'{path}: {len(found)} objects')
-    categories = [dict(id=i, name=name) for i, name in enumerate(classes, start=1)]
+    categories = [dict(id=i, name=name) for i, name in zip(ids, classes)]
     content = dict(images=images, categories=categories, annotations=annotations)
     (args.out / 'predictions.json').write_text(json.dumps(content, indent=1) + '\n')
     print(f'{len(annotations)} objects on {len(images)} pictures: {args.out}')

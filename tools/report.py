@@ -96,8 +96,8 @@ def draw_detections(split, result_file, out_dir):
     Args:
         split: check_dataset.Split that was evaluated.
         result_file: detections as COCO JSON, boxes (x, y, w, h) in pixels.
-        out_dir: gets detections/NAME.png, ground truth left and detections right, and
-            detections.png with all of them.
+        out_dir: gets detections/ with a PNG at each picture's path, ground truth left and
+            detections right, and detections.png with all of them.
     """
     categories = split.content['categories']
     names = {c['id']: (i, str(c['name'])) for i, c in enumerate(categories)}
@@ -111,7 +111,6 @@ def draw_detections(split, result_file, out_dir):
             row = (entry['bbox'], index, f'{name} {entry["score"]:.2f}')
             detections.setdefault(entry['image_id'], []).append(row)
     folder = Path(out_dir) / 'detections'
-    folder.mkdir(exist_ok=True)
     pairs = []
     for image in split.content['images'][:PICTURES]:
         picture = cv2.imread(str(split.image_folder / image['file_name']))
@@ -122,7 +121,11 @@ def draw_detections(split, result_file, out_dir):
                 for found, title in ((truths, 'ground truth'), (detections, 'detections'))
             ]
         )
-        cv2.imwrite(str(folder / f'{Path(image["file_name"]).stem}.png'), pair)
+        # Below `folder`, wherever the annotations say that the picture is.
+        parts = [part for part in Path(image['file_name']).parts if part not in ('..', '/')]
+        target = folder.joinpath(*parts).with_suffix('.png')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), pair)
         pairs.append(pair)
     width = max(pair.shape[1] for pair in pairs)
     height = max(pair.shape[0] for pair in pairs)

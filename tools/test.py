@@ -67,9 +67,12 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         config = make_config(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    runner = launch.build_runner(config, args.local_rank)
+    try:
+        runner = launch.build_runner(config, args.local_rank)
+    except launch.LaunchError as error:
+        parser.error(str(error))
     if args.out is not None:
         from mmdet.evaluation import DumpDetResults
 

@@ -61,9 +61,13 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         config = make_config(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    launch.build_runner(config, args.local_rank).train()
+    try:
+        runner = launch.build_runner(config, args.local_rank)
+    except launch.LaunchError as error:
+        parser.error(str(error))
+    runner.train()
 
 
 if __name__ == '__main__':

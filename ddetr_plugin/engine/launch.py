@@ -35,6 +35,13 @@ class _ConfigOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+class LaunchError(ValueError):
+    """The launcher does not fit the machine or the environment."""
+
+
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
+
 def add_common_options(parser):
     """Add the options that training and testing have in common to an argparse parser."""
     parser.add_argument('config', help='config file')
@@ -79,8 +86,13 @@ def load_config(path, overrides=None, work_dir=None, launcher='none'):
         Config, not shared with anyone.
     Raises:
         FileNotFoundError: there is no such config.
+        ValueError: it is a file of another kind.
     """
     require_file(path, 'config')
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise ValueError(
+            f'a config ends with {", ".join(CONFIG_SUFFIXES)}; {path} is a file of another kind'
+        )
     config = Config.fromfile(path)
     if overrides:
         config.merge_from_dict(overrides)
@@ -132,12 +144,12 @@ def enable_auto_scale_lr(config):
 def _join_gloo_processes(config):
     """Start a distributed run without GPUs; mmengine's own start-up needs CUDA."""
     if config.launcher != 'pytorch':
-        raise ValueError(
+        raise LaunchError(
             f'--launcher {config.launcher} needs GPUs; without them start with torchrun and '
             '--launcher pytorch'
         )
     if 'RANK' not in os.environ:
-        raise ValueError('--launcher pytorch works under torchrun only (RANK is not set)')
+        raise LaunchError('--launcher pytorch works under torchrun only (RANK is not set)')
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     if config.get('model_wrapper_cfg') is None:
@@ -170,7 +182,7 @@ def build_runner(config, local_rank=0):
     Without a GPU, freed memory is kept for reuse, see `keep_freed_memory`.
 
     Raises:
-        ValueError: the launcher does not fit the machine or the environment.
+        LaunchError: the launcher does not fit the machine or the environment.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     if not torch.cuda.is_available():

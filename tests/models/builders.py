@@ -1,5 +1,6 @@
 """Small models for tests, ours and mmdet's, with the same weights."""
 
+import copy
 import logging
 
 import torch
@@ -7,6 +8,9 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
+from ddetr_plugin.checkpoints import detect_layout, export
+from ddetr_plugin.checkpoints.libraries import mmdet_model
+from ddetr_plugin.checkpoints.names import module_names, translate
 from ddetr_plugin.registry import MODELS
 
 VARIANTS = {
@@ -144,6 +148,26 @@ def initialise(model: torch.nn.Module) -> None:
         model.init_weights()
     finally:
         logging.disable(logging.NOTSET)
+
+
+def mmdet_twin(config: ConfigDict, model: torch.nn.Module, assigner=None) -> torch.nn.Module:
+    """mmdet's own Deformable DETR with the sizes of `config` and the converted weights of `model`.
+
+    `assigner` is the config of another assigner than mmdet's.
+    """
+    weights = export(model.state_dict(), 'mmdet')
+    config = copy.deepcopy(config)
+    # By default mmdet's neck has no bias, and zeros are left out (D1).
+    config.neck.bias = 'neck.convs.0.conv.bias' in weights
+    twin = mmdet_model(config, assigner)
+    twin.load_state_dict(weights, strict=True)
+    return twin
+
+
+def mmdet_name(name: str, model: torch.nn.Module) -> str:
+    """mmdet's name of a parameter of ours."""
+    layout = detect_layout(model.state_dict(), 'ddetr_plugin')
+    return translate(name, {**module_names('mmdet', layout).theirs, 'backbone': 'backbone'})
 
 
 def batch(image_shapes=((64, 96), (80, 72)), gts=(3, 2), seed=0, num_classes=5):

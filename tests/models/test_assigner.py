@@ -5,12 +5,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from builders import batch, build, criterion_config, tiny_config
+from builders import (
+    batch,
+    build,
+    criterion_config,
+    mmdet_twin,
+    tiny_config,
+)
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
-from mmdet_twin import mmdet_assigner_config, mmdet_twin
 from mmengine.structures import InstanceData
 
+from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
 from ddetr_plugin.models import HungarianAssigner
 from ddetr_plugin.registry import TASK_UTILS
 

@@ -6,10 +6,10 @@ from builders import VARIANTS, batch, build, criterion_config, tiny_config
 from mmdet.models.losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmdet_twin import mmdet_assigner_config
 from mmengine.structures import InstanceData
 from transfers import count_transfers
 
+from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
 from ddetr_plugin.models import Targets
 from ddetr_plugin.registry import MODELS
 
