@@ -80,7 +80,7 @@ struct Axis {
 // Whether a sample at this pixel reads anything on this axis. NaN fails the comparisons.
 template <typename S>
 DDETR_BOTH bool on_map(S pixel, int size) {
-  return size > 0 && pixel > S(-1) && pixel < S(size);
+  return (size > 0) & (pixel > S(-1)) & (pixel < S(size));
 }
 
 // Only for pixels on the map.

@@ -25,6 +25,8 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kMaxLevels = 64;
 // Fewer lanes than this never share a row, so that the four corners' sums can be transposed.
 constexpr int kMinLanes = 4;
+// Samples whose cells are asked for before the first one arrives.
+constexpr int kUnroll = 4;
 // Queries that are the cells of the levels are taken in tiles this wide: their samples overlap.
 constexpr int kTileWidth = 8;
 
@@ -37,7 +39,7 @@ struct SumOf<double> {
   using type = double;
 };
 
-struct Level {
+struct alignas(16) Level {
   int height, width, start;
 };
 
@@ -61,7 +63,7 @@ struct Mapping {
 };
 
 template <typename T, int Vec>
-struct alignas(sizeof(T) * Vec) Pack {
+struct alignas(sizeof(T) * Vec > 16 ? 16 : sizeof(T) * Vec) Pack {
   T at[Vec];
 };
 
@@ -75,6 +77,22 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+// All numbers of a pack. Two bfloat16 are the halves of one word, and need one operation each.
+template <typename T, typename S, int Vec>
+__device__ __forceinline__ void widen(const Pack<T, Vec>& from, S (&to)[Vec]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && Vec % 2 == 0) {
+    const auto words = reinterpret_cast<const unsigned*>(&from);
+#pragma unroll
+    for (int v = 0; v < Vec; v += 2) {
+      to[v] = __uint_as_float(words[v / 2] << 16);
+      to[v + 1] = __uint_as_float(words[v / 2] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < Vec; ++v) to[v] = widen(from.at[v]);
+  }
+}
+
 __device__ __forceinline__ void narrow(float x, float& to) { to = x; }
 __device__ __forceinline__ void narrow(double x, double& to) { to = x; }
 __device__ __forceinline__ void narrow(float x, __half& to) { to = __float2half_rn(x); }
@@ -83,6 +101,10 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __floa
 // Arguments of softmax are zero or less, where the fast exponential errs by less than 1e-7.
 __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
+
+// Of a sum of softmax, one or more: no special cases.
+__device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
+__device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
 
 template <typename T, int Vec>
 __device__ __forceinline__ Pack<T, Vec> load(const T* from) {
@@ -94,25 +116,39 @@ __device__ __forceinline__ Pack<T, Vec> load(const T* from) {
 template <typename T>
 __device__ __forceinline__ T* at_row(T* base, int row, unsigned stride) {
   using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<T*>(
-      reinterpret_cast<Bytes*>(base) + uint64_t(unsigned(row)) * stride);
+#if defined(__CUDA_ARCH__)
+  // Left to itself, the compiler adds the upper word of the stride, zero, once more.
+  uint64_t offset;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(offset) : "r"(row), "r"(stride));
+#else
+  const uint64_t offset = uint64_t(unsigned(row)) * stride;
+#endif
+  return reinterpret_cast<T*>(reinterpret_cast<Bytes*>(base) + offset);
 }
 
-// Adds Vec neighbouring numbers to memory, in one operation where the hardware has it.
+// Adds weight * factor to Vec neighbouring numbers in memory, in one operation where the hardware
+// has it. Nothing happens at weight zero: corners off the map have it, and cells not theirs.
 template <int Vec, typename S>
-__device__ __forceinline__ void add_to(S* target, const S (&addend)[Vec]) {
+__device__ __forceinline__ void add_to(S* target, S weight, const S (&factor)[Vec]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool at_once = Vec == 4 && sizeof(S) == 4;
-#else
-  constexpr bool at_once = false;
+  if constexpr (Vec == 4 && sizeof(S) == 4) {
+    // What atomicAdd(float4*) compiles to, but with a predicate instead of a branch around it.
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.neu.f32 wanted, %5, 0f00000000;\n"
+        "@wanted red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n"
+        "}"
+        :
+        : "l"(__cvta_generic_to_global(target)), "f"(weight * factor[0]),
+          "f"(weight * factor[1]), "f"(weight * factor[2]), "f"(weight * factor[3]), "f"(weight)
+        : "memory");
+    return;
+  }
 #endif
-  if constexpr (at_once) {
-    atomicAdd(
-        reinterpret_cast<float4*>(target),
-        make_float4(addend[0], addend[1], addend[2], addend[3]));
-  } else {
+  if (weight != S(0)) {
 #pragma unroll
-    for (int v = 0; v < Vec; ++v) atomicAdd(target + v, addend[v]);
+    for (int v = 0; v < Vec; ++v) atomicAdd(target + v, weight * factor[v]);
   }
 }
 
@@ -120,6 +156,7 @@ __device__ __forceinline__ void add_to(S* target, const S (&addend)[Vec]) {
 // one: nobody has checked numbers that lie in device memory.
 __device__ __forceinline__ void read_levels(
     const Extent& n, const LevelTable& levels, Level* table) {
+#pragma unroll 1
   for (int l = threadIdx.x; l < n.levels; l += kThreads) {
     if (levels.sizes == nullptr) {
       table[l] = levels.host[l];
@@ -138,27 +175,29 @@ __device__ __forceinline__ int level_of(const Extent& n, int i) {
   return n.points_magic ? int(__umulhi(unsigned(i), n.points_magic)) : i;
 }
 
-// Tiles of a level that are `height` queries high.
-__device__ __forceinline__ int tile_columns(const Level& level) {
-  return (level.width + kTileWidth - 1) / kTileWidth;
+// Tiles from the left to the right end of a level.
+DDETR_BOTH unsigned tile_columns(const Level& level) {
+  return unsigned(level.width + kTileWidth - 1) / kTileWidth;
 }
 
 // The query of row `row` of this block, or -1 where there is none.
 __device__ __forceinline__ int query_of(
-    const Extent& n, const Mapping& mapping, const Level* table, int rows_per_block, int row) {
+    const Extent& n, const Mapping& mapping, const Level* table, unsigned rows_per_block,
+    unsigned row) {
   if (!mapping.tiles) {
     const int64_t query = int64_t(blockIdx.x) * rows_per_block + row;
     return query < n.queries ? int(query) : -1;
   }
-  const int tile_height = rows_per_block / kTileWidth;
-  int tile = int(blockIdx.x);
+  const unsigned tile_height = rows_per_block / kTileWidth;
+  unsigned tile = blockIdx.x;
+#pragma unroll 1
   for (int l = 0; l < n.levels; ++l) {
     const Level level = table[l];
-    const int columns = tile_columns(level);
-    const int tiles = columns * ((level.height + tile_height - 1) / tile_height);
+    const unsigned columns = tile_columns(level);
+    const unsigned tiles = columns * ((level.height + tile_height - 1) / tile_height);
     if (tile < tiles) {
-      const int x = tile % columns * kTileWidth + row % kTileWidth;
-      const int y = tile / columns * tile_height + row / kTileWidth;
+      const int x = int(tile % columns * kTileWidth + row % kTileWidth);
+      const int y = int(tile / columns * tile_height + row / kTileWidth);
       return x < level.width && y < level.height ? level.start + y * level.width + x : -1;
     }
     tile -= tiles;
@@ -229,8 +268,8 @@ struct PlainPoints {
   }
 };
 
-// The same for ms_deform_attn_fused.
-template <typename S>
+// The same for ms_deform_attn_fused, with references of Size numbers, 2 or 4.
+template <typename S, int Size>
 struct FusedPoints {
   const S* references;
   const S* offsets;
@@ -238,8 +277,7 @@ struct FusedPoints {
   S* grad_locations;  // by the sampling locations in 0..1, for the references' gradient, or null
   S* grad_offsets;
   S* grad_logits;
-  int reference_size;       // 2 or 4
-  bool shared_references;   // one for all pictures
+  bool shared_references;    // one for all pictures
   S points, points_inverse;  // for share_of
 
   struct OfRow {
@@ -248,25 +286,39 @@ struct FusedPoints {
     S highest, scale;  // softmax: attention is exp(logit - highest) * scale
   };
 
+  // The logit that is k turns of the row's lanes after i; past the end, one without weight.
+  static __device__ __forceinline__ S logit(
+      const S* logits, int i, int k, const Row& row, int total) {
+    return i + k * row.lanes < total ? logits[i + k * row.lanes] : S(-INFINITY);
+  }
+
   __device__ __forceinline__ OfRow of_row(const Extent& n, const Row& row) const {
     const int total = n.levels * n.points;
     OfRow r;
     r.first = row.index(n) * total;
     const int64_t query =
         shared_references ? row.query : int64_t(row.picture) * n.queries + row.query;
-    r.reference = references + query * (n.levels * reference_size);
+    r.reference = references + query * (n.levels * Size);
     const S* mine = logits + r.first;
-    // Inputs that are not finite: of max(NaN, x) only x is left, but the sum is NaN all the same.
+    // Of max(NaN, x) only x is left, but the sum is NaN all the same.
     r.highest = -INFINITY;
-    for (int i = row.lane; i < total; i += row.lanes) r.highest = fmax(r.highest, mine[i]);
+#pragma unroll 1
+    for (int i = row.lane; i < total; i += 4 * row.lanes) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) r.highest = fmax(r.highest, logit(mine, i, k, row, total));
+    }
     for (int distance = 1; distance < row.lanes; distance *= 2) {
       r.highest = fmax(r.highest, __shfl_xor_sync(kAllLanes, r.highest, distance));
     }
     S total_weight = 0;
-    for (int i = row.lane; i < total; i += row.lanes) {
-      total_weight += exponential(mine[i] - r.highest);
+#pragma unroll 1
+    for (int i = row.lane; i < total; i += 4 * row.lanes) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        total_weight += exponential(logit(mine, i, k, row, total) - r.highest);
+      }
     }
-    r.scale = S(1) / sum_over(total_weight, 1, row.lanes);
+    r.scale = reciprocal(sum_over(total_weight, 1, row.lanes));
     return r;
   }
 
@@ -275,17 +327,18 @@ struct FusedPoints {
     const auto offset = load<S, 2>(offsets + 2 * (r.first + i));
     const S attention = exponential(logits[r.first + i] - r.highest) * r.scale;
     const S width = S(level.width), height = S(level.height);
-    if (reference_size == 2) {
+    if constexpr (Size == 2) {
       const auto centre = load<S, 2>(r.reference + 2 * l);
       return {
           pixel_near(centre.at[0], width, offset.at[0]),
           pixel_near(centre.at[1], height, offset.at[1]), attention};
     }
-    const S* box = r.reference + 4 * l;
+    const auto box = load<S, 4>(r.reference + 4 * l);
+    const S share_x = share_of(offset.at[0], points, points_inverse);
+    const S share_y = share_of(offset.at[1], points, points_inverse);
     return {
-        pixel_in_box(box[0], box[2], width, share_of(offset.at[0], points, points_inverse)),
-        pixel_in_box(box[1], box[3], height, share_of(offset.at[1], points, points_inverse)),
-        attention};
+        pixel_in_box(box.at[0], box.at[2], width, share_x),
+        pixel_in_box(box.at[1], box.at[3], height, share_y), attention};
   }
 
   static constexpr bool kNeedsOutput = true;
@@ -299,7 +352,7 @@ struct FusedPoints {
     grad.at[1] = attention * slopes.by_y;
     located.at[0] = grad.at[0] * S(level.width);
     located.at[1] = grad.at[1] * S(level.height);
-    if (reference_size == 4) {
+    if constexpr (Size == 4) {
       const S* box = r.reference + 4 * l;
 #pragma unroll
       for (int axis = 0; axis < 2; ++axis) {
@@ -329,6 +382,45 @@ struct Plan {
       kWarp * kPerLane + kWarp / (kExact ? Lanes * Split : kMinLanes);
 };
 
+// The samples that one lane works out in a round: number `first + k * lanes + lane` of its row.
+// Without branches, so that nothing waits for the first one's memory before asking for the next.
+template <typename S, int Count>
+struct Samples {
+  Axis<S> x[Count], y[Count];
+  S attention[Count];
+  int start[Count], width[Count];
+  bool reads[Count];
+
+  template <typename Points>
+  __device__ __forceinline__ void find(
+      const Extent& n, const Points& points, const typename Points::OfRow& mine,
+      const Level* table, const Row& row, int first, int total) {
+#pragma unroll
+    for (int k = 0; k < Count; ++k) {
+      const int i = first + k * row.lanes + row.lane;
+      // Past the end of the row, the last sample once more.
+      const int exists = min(i, total - 1), l = level_of(n, exists);
+      const Level level = table[l];
+      const Place<S> place = points.place(n, mine, exists, l, level);
+      reads[k] = (i < total) & on_map(place.x, level.width) & on_map(place.y, level.height);
+      x[k] = axis_at(reads[k] ? place.x : S(0), level.width);
+      y[k] = axis_at(reads[k] ? place.y : S(0), level.height);
+      attention[k] = place.attention;
+      start[k] = level.start, width[k] = level.width;
+    }
+  }
+
+  // Weights of zero and the first row for a sample that reads nothing.
+  __device__ __forceinline__ void corners(int k, Quad<S>& weight, Quad<int>& row) const {
+    const auto found = corners_of(x[k], y[k], start[k], width[k], attention[k]);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      weight.at[c] = reads[k] ? found.weight[c] : S(0);
+      row.at[c] = reads[k] ? found.row[c] : 0;
+    }
+  }
+};
+
 // The two halves of a sample that pass through shared memory.
 template <typename S, int Entries>
 struct Exchange {
@@ -356,7 +448,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
   row.picture = blockIdx.z, row.head = blockIdx.y;
   row.lane = lane & (row_lanes - 1), row.lanes = row_lanes;
   const int found =
-      query_of(n, mapping, table, kThreads / row_lanes, int(threadIdx.x) / row_lanes);
+      query_of(n, mapping, table, kThreads / unsigned(row_lanes), threadIdx.x / unsigned(row_lanes));
   if (!__any_sync(kAllLanes, found >= 0)) return;
   // Lanes without a query follow the first one and write nothing: they must meet the others.
   row.query = found >= 0 ? found : 0;
@@ -379,41 +471,26 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
     const T* const cells = base + (live ? channel : 0);
     S sums[Vec] = {};
     for (int first = 0; first < total; first += round) {
-      bool reads[P::kPerLane], idle = false;
+      Samples<S, P::kPerLane> samples;
+      samples.find(n, points, mine, table, row, first, total);
+      bool idle = false;
       Quad<int> found_rows[P::kPerLane];
 #pragma unroll
       for (int k = 0; k < P::kPerLane; ++k) {
-        const int j = k * row_lanes + row.lane, i = first + j;
-        reads[k] = false;
-        found_rows[k] = {};
-        if (i < total) {
-          const int l = level_of(n, i);
-          const Level level = table[l];
-          const Place<S> place = points.place(n, mine, i, l, level);
-          Quad<S> weight = {};
-          reads[k] = on_map(place.x, level.width) && on_map(place.y, level.height);
-          if (reads[k]) {
-            const auto corners = corners_of(
-                axis_at(place.x, level.width), axis_at(place.y, level.height), level.start,
-                level.width, place.attention);
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              weight.at[c] = corners.weight[c];
-              found_rows[k].at[c] = corners.row[c];
-            }
-          }
-          idle |= !reads[k];
-          weights[j] = weight;
-        }
+        Quad<S> weight;
+        samples.corners(k, weight, found_rows[k]);
+        weights[k * row_lanes + row.lane] = weight;
+        idle |= !samples.reads[k];
       }
-      // A sample that reads nothing borrows, at weight zero, the cells of another one of its row,
-      // so that the loop below has no branch and a NaN still goes nowhere else.
+      // A sample that reads nothing, and an entry without a sample, borrows at weight zero the
+      // cells of another one of its row: the loop below has no branch, and a NaN still goes
+      // nowhere else.
       bool any_reads = true;
       if (__any_sync(kAllLanes, idle)) {
-        bool lends = reads[0];
+        bool lends = samples.reads[0];
         Quad<int> lent = found_rows[0];
         if (P::kPerLane > 1 && !lends) {
-          lends = reads[P::kPerLane - 1];
+          lends = samples.reads[P::kPerLane - 1];
           lent = found_rows[P::kPerLane - 1];
         }
         const unsigned lenders = __ballot_sync(kAllLanes, lends) & row_mask;
@@ -424,7 +501,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
           const int borrowed = __shfl_sync(kAllLanes, lent.at[c], lender);
 #pragma unroll
           for (int k = 0; k < P::kPerLane; ++k) {
-            if (!reads[k]) found_rows[k].at[c] = borrowed;
+            if (!samples.reads[k]) found_rows[k].at[c] = borrowed;
           }
         }
       }
@@ -433,19 +510,29 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
       __syncwarp();
       if (any_reads) {
         const int count = min(round, total - first);
-#pragma unroll 4
-        for (int j = group; j < count; j += split) {
-          const Quad<S> weight = weights[j];
-          const Quad<int> at = rows[j];
-          Pack<T, Vec> cell[4];
+        // Entries up to the end of the round are filled in, and their number is a multiple of
+        // kUnroll * split.
+#pragma unroll 1
+        for (int j = group; j < count; j += kUnroll * split) {
+          Pack<T, Vec> cell[kUnroll][4];
 #pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            cell[c] = load<T, Vec>(at_row(cells, at.at[c], stride));
+          for (int u = 0; u < kUnroll; ++u) {
+            const Quad<int> at = rows[j + u * split];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              cell[u][c] = load<T, Vec>(at_row(cells, at.at[c], stride));
+            }
           }
 #pragma unroll
-          for (int c = 0; c < 4; ++c) {
+          for (int u = 0; u < kUnroll; ++u) {
+            const Quad<S> weight = weights[j + u * split];
 #pragma unroll
-            for (int v = 0; v < Vec; ++v) sums[v] += weight.at[c] * widen(cell[c].at[v]);
+            for (int c = 0; c < 4; ++c) {
+              S wide[Vec];
+              widen(cell[u][c], wide);
+#pragma unroll
+              for (int v = 0; v < Vec; ++v) sums[v] += weight.at[c] * wide[v];
+            }
           }
         }
       }
@@ -500,16 +587,12 @@ struct Slices {
 #pragma unroll
         for (int v = 0; v < Vec; ++v) add[k][v] = dot[v];
       } else {
-        const int at = added_channel(k, pass, slice, lanes);
+        const int at = pass + (k * lanes + slice) * kQuad;
         const auto quad = load<T, kQuad>(grad + (at < channels ? at : 0));
 #pragma unroll
         for (int v = 0; v < kQuad; ++v) add[k][v] = widen(quad.at[v]);
       }
     }
-  }
-
-  static __device__ __forceinline__ int added_channel(int k, int pass, int slice, int lanes) {
-    return pass + (k * lanes + slice) * kQuad;
   }
 };
 
@@ -538,7 +621,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   row.picture = blockIdx.z, row.head = blockIdx.y;
   row.lane = lane & (row_lanes - 1), row.lanes = row_lanes;
   const int found =
-      query_of(n, mapping, table, kThreads / row_lanes, int(threadIdx.x) / row_lanes);
+      query_of(n, mapping, table, kThreads / unsigned(row_lanes), threadIdx.x / unsigned(row_lanes));
   const bool active = found >= 0;
   if (!__any_sync(kAllLanes, active)) return;
   // Lanes without a query follow the first one and write nothing: they must meet the others.
@@ -556,6 +639,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   const unsigned sum_stride = stride / unsigned(sizeof(T)) * unsigned(sizeof(S));
   const int64_t base = (int64_t(row.picture) * n.tokens * n.heads + row.head) * channels;
   const bool adds = active && grad_value != nullptr;
+  S* const sums = grad_value + base + slice * Grad::kQuad;
   const T* const row_grad = grad_output + row.index(n) * channels;
 
   Grad grad;
@@ -576,42 +660,18 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   }
 
   for (int first = 0; first < total; first += round) {
-    Axis<S> x[P::kPerLane], y[P::kPerLane];
-    S attention[P::kPerLane];
-    bool reads[P::kPerLane];
+    Samples<S, P::kPerLane> samples;
+    samples.find(n, points, mine, table, row, first, total);
 #pragma unroll
     for (int k = 0; k < P::kPerLane; ++k) {
-      const int j = k * row_lanes + row.lane, i = first + j;
       // A sample that reads nothing looks at the first cell and forgets what it sees.
-      Quad<S> weight = {};
-      Quad<int> found_rows = {};
-      reads[k] = false;
-      attention[k] = 0;
-      if (i < total) {
-        const int l = level_of(n, i);
-        const Level level = table[l];
-        const Place<S> place = points.place(n, mine, i, l, level);
-        attention[k] = place.attention;
-        reads[k] = on_map(place.x, level.width) && on_map(place.y, level.height);
-        if (reads[k]) {
-          x[k] = axis_at(place.x, level.width);
-          y[k] = axis_at(place.y, level.height);
-          const auto corners = corners_of(x[k], y[k], level.start, level.width, place.attention);
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            weight.at[c] = corners.weight[c];
-            found_rows.at[c] = corners.row[c];
-          }
-        }
-      }
-      weights[j] = weight;
-      rows[j] = found_rows;
+      samples.corners(k, weights[k * row_lanes + row.lane], rows[k * row_lanes + row.lane]);
     }
     __syncwarp();
     const int count = min(round, total - first);
-#pragma unroll 2
+    // Entries up to the end of the round are filled in, so all groups may take every turn.
+#pragma unroll 1
     for (int turn = 0; turn < count; turn += split) {
-      // Entries up to the end of the round are filled in, so all groups may take every turn.
       const int j = turn + group;
       const Quad<S> weight = weights[j];
       const Quad<int> at = rows[j];
@@ -626,24 +686,22 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
           for (int c = 0; c < 4; ++c) cell[c] = load<T, Vec>(at_row(cells, at.at[c], stride));
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
+            S wide[Vec];
+            widen(cell[c], wide);
 #pragma unroll
-            for (int v = 0; v < Vec; ++v) dot[c] += grad.dot[v] * widen(cell[c].at[v]);
+            for (int v = 0; v < Vec; ++v) dot[c] += grad.dot[v] * wide[v];
           }
         }
         if (!adds) continue;
 #pragma unroll
-        for (int k = 0; k < Grad::kQuads; ++k) {
-          const int added = Grad::added_channel(k, pass, slice, lanes);
-          if (!P::kExact && added >= channels) continue;
+        for (int c = 0; c < 4; ++c) {
+          S* const target = at_row(sums, at.at[c], sum_stride);
 #pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            // Corners off the map have weight zero and cells that are not theirs.
-            if (weight.at[c] == S(0)) continue;
-            S addend[Grad::kQuad];
-#pragma unroll
-            for (int v = 0; v < Grad::kQuad; ++v) addend[v] = weight.at[c] * grad.add[k][v];
-            add_to<Grad::kQuad>(
-                at_row(grad_value + base + added, at.at[c], sum_stride), addend);
+          for (int k = 0; k < Grad::kQuads; ++k) {
+            const int quad = pass + k * lanes * Grad::kQuad;
+            if (P::kExact || quad + slice * Grad::kQuad < channels) {
+              add_to(target + quad, weight.at[c], grad.add[k]);
+            }
           }
         }
       }
@@ -656,13 +714,12 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
     for (int k = 0; k < P::kPerLane; ++k) {
       const int j = k * row_lanes + row.lane, i = first + j;
       if (i >= total || !active) continue;
-      Slopes<S> slopes = {};
-      if (reads[k]) {
-        const Quad<S> dot = dots[j];
-        slopes = slopes_of(x[k], y[k], dot.at[0], dot.at[1], dot.at[2], dot.at[3]);
-      }
+      const Quad<S> dot = dots[j];
+      Slopes<S> slopes = slopes_of(
+          samples.x[k], samples.y[k], dot.at[0], dot.at[1], dot.at[2], dot.at[3]);
+      if (!samples.reads[k]) slopes = {};
       const int l = level_of(n, i);
-      points.write(n, mine, i, l, table[l], attention[k], slopes, mean);
+      points.write(n, mine, i, l, table[l], samples.attention[k], slopes, mean);
     }
     __syncwarp();
   }
@@ -670,9 +727,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
 
 // The references' gradient from the locations': sums over heads and points, and over the pictures
 // that share a reference. One thread per (reference batch, query, level).
-template <typename S>
+template <typename S, int Size>
 __global__ void __launch_bounds__(kThreads) reference_kernel(
-    const __grid_constant__ Extent n, const FusedPoints<S> points,
+    const __grid_constant__ Extent n, const FusedPoints<S, Size> points,
     S* __restrict__ grad_references) {
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const int batch = points.shared_references ? 1 : n.batch;
@@ -694,9 +751,9 @@ __global__ void __launch_bounds__(kThreads) reference_kernel(
       }
     }
   }
-  S* const grad = grad_references + thread * points.reference_size;
+  S* const grad = grad_references + thread * Size;
   grad[0] = centre[0], grad[1] = centre[1];
-  if (points.reference_size == 4) grad[2] = side[0], grad[3] = side[1];
+  if (Size == 4) grad[2] = side[0], grad[3] = side[1];
 }
 
 // The gradient of `value` without atomics, so that its bits do not depend on who comes first. The
