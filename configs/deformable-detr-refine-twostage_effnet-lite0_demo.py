@@ -7,17 +7,20 @@ _base_ = [
 
 data_root = 'data/demo/'
 metainfo = dict(classes=tuple('0123456789'))
-max_iters = 2750
-eval_interval = 550
+max_iters = 2000
+eval_interval = 400
+# Enlarged: the smallest digits are smaller than two cells of the finest level.
+scale = (192, 192)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
@@ -73,8 +76,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.4),
-            'sampling_offsets': dict(lr_mult=0.1),
-            'reference_points': dict(lr_mult=0.1),
         }
     ),
 )

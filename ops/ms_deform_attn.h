@@ -154,16 +154,21 @@ inline void check_levels(const Sizes& n, const int64_t* sizes, const int64_t* st
   }
 }
 
+// What has the shape and dtype of the result.
+inline void check_output(const Sizes& n, const char* name, const Tensor& tensor, const Tensor& value) {
+  check(
+      tensor.dim() == 3 && tensor.size(0) == n.batch && tensor.size(1) == n.queries &&
+          tensor.size(2) == n.heads * n.channels,
+      name, " must be (B, Q, M * D) with B=", n.batch, ", Q=", n.queries,
+      ", M * D=", n.heads * n.channels, ", got ", shape_of(tensor));
+  check(
+      tensor.scalar_type() == value.scalar_type(), name, " must be ", value.scalar_type(),
+      " like value, got ", tensor.scalar_type());
+  check(tensor.device() == value.device(), name, " must be on the device of value");
+}
+
 inline void check_grad_output(const Sizes& n, const Tensor& grad_output, const Tensor& value) {
-  check(
-      grad_output.dim() == 3 && grad_output.size(0) == n.batch &&
-          grad_output.size(1) == n.queries && grad_output.size(2) == n.heads * n.channels,
-      "grad_output must be (B, Q, M * D) with B=", n.batch, ", Q=", n.queries,
-      ", M * D=", n.heads * n.channels, ", got ", shape_of(grad_output));
-  check(
-      grad_output.scalar_type() == value.scalar_type(), "grad_output must be ",
-      value.scalar_type(), " like value, got ", grad_output.scalar_type());
-  check(grad_output.device() == value.device(), "grad_output must be on the device of value");
+  check_output(n, "grad_output", grad_output, value);
 }
 
 inline Tensor dense(const Tensor& tensor) {

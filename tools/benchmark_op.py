@@ -1,14 +1,16 @@
-"""Measures the operator against a grid_sample implementation, alternating in one process.
+"""Measures the operator against its peers, alternating in one process.
 
     python tools/benchmark_op.py [--device cuda] [--quick] [--threads N] [--out results.json]
 
-Shapes: encoder and decoder of an 800 x 1066 picture, and of eight small pictures. Every timed
-implementation is first compared with ours. torch-ms-deform-attn and full mmcv are measured too
-where they are installed. Prints a table, then JSON with times in milliseconds, ratios and the
-machine.
+Shapes: encoder and decoder of an 800 x 1066 picture, and of eight small pictures. Peers are
+grid_sample, and torch-ms-deform-attn and full mmcv where they are installed; ours also with
+bfloat16 values. The fused operator is measured against softmax and location arithmetic in PyTorch
+around ours. Every timed implementation is first compared with ours. Prints a table, then JSON with
+times in milliseconds, ratios and the machine.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import platform
@@ -20,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as nnf
 
-from ddetr_plugin.ops import ms_deform_attn, native_load_error
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, native_load_error
 
 LARGE = ((100, 134), (50, 67), (25, 34), (13, 17))
 SMALL = ((20, 20), (10, 10), (5, 5), (3, 3))
@@ -35,10 +37,11 @@ HEADS, CHANNELS, POINTS = 8, 32, 4
 
 
 def make_inputs(batch, sizes, queries, device):
-    """Arguments of `ms_deform_attn` in float32, as a trained model makes them.
+    """Arguments of `ms_deform_attn` and of `ms_deform_attn_fused`, as a trained model makes them.
 
-    Points lie around a reference, three cells of their level away (standard deviation); the
-    reference of an encoder query is its own cell, that of a decoder query is anywhere.
+    All in float32. Points lie around a reference, three cells of their level away (standard
+    deviation); the reference of an encoder query is its own cell, that of a decoder query is
+    anywhere.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in sizes)
@@ -47,7 +50,8 @@ def make_inputs(batch, sizes, queries, device):
             torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w)
             for h, w in sizes
         ]
-        reference = torch.cat(centres).flip(-1)[None]  # (1, S, 2) as (x, y)
+        # (B, S, 2) as (x, y)
+        reference = torch.cat(centres).flip(-1)[None].expand(batch, -1, -1)
         queries = tokens
     else:
         reference = torch.rand(batch, queries, 2, generator=generator)
@@ -60,16 +64,21 @@ def make_inputs(batch, sizes, queries, device):
     locations = (pixels + 0.5) / cells[:, None]
     logits = torch.randn(*lead[:3], len(sizes) * POINTS, generator=generator)
     starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
-    return [
-        x.to(device)
-        for x in (
-            torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator),
-            torch.tensor(sizes),
-            torch.tensor(starts),
-            locations,
-            logits.softmax(-1).view(lead),
-        )
+    values = [
+        torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator),
+        torch.tensor(sizes),
+        torch.tensor(starts),
     ]
+    reference = reference[:, :, None].expand(-1, -1, len(sizes), -1).contiguous()
+    offsets = (locations - reference[:, :, None, :, None]) * cells[:, None]
+    plain = [*values, locations, logits.softmax(-1).view(lead)]
+    fused = [*values, reference, offsets, logits.view(lead)]
+    plain, fused = [x.to(device) for x in plain], [x.to(device) for x in fused]
+    # What a model differentiates: the references of an encoder are constants, those of a decoder
+    # that refines boxes are detached.
+    for x in (plain[0], *plain[3:], fused[0], *fused[4:]):
+        x.requires_grad_()
+    return plain, fused
 
 
 def grid_sample_attention(value, spatial_shapes, level_start_index, locations, weights):
@@ -88,6 +97,25 @@ def grid_sample_attention(value, spatial_shapes, level_start_index, locations, w
     weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)
     return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+def around(operator):
+    """An operator with the arguments of `ms_deform_attn_fused`, the arithmetic in PyTorch."""
+
+    def unfused(value, spatial_shapes, level_start_index, reference, offsets, logits):
+        locations = reference[:, :, None, :, None] + offsets / spatial_shapes.flip(-1)[:, None]
+        weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+        return operator(value, spatial_shapes, level_start_index, locations, weights)
+
+    return unfused
+
+
+# Name -> function with the arguments of `ms_deform_attn_fused`; ours first.
+FUSED = {
+    'ours': ms_deform_attn_fused,
+    'PyTorch around ours': around(ms_deform_attn),
+    'PyTorch + grid_sample': around(grid_sample_attention),
+}
 
 
 def implementations(device):
@@ -116,8 +144,8 @@ def forward(function, inputs):
 
 
 def forward_backward(function, inputs):
-    """One call and the gradients of value, locations and weights."""
-    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    """One call and the gradients of what wants them."""
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
     output = function(*leaves)
     wanted = [x for x in leaves if x.requires_grad]
     # Ones that are memory, as a following layer's gradient is, not an expanded scalar.
@@ -145,12 +173,17 @@ def milliseconds(call, device):
     return (time.perf_counter() - begin) * 1e3
 
 
-def measure(functions, step, inputs, device, rounds):
-    """Medians and quartiles per implementation; the implementations take turns."""
-    times = {name: [] for name in functions}
+def measure(calls, device, rounds):
+    """Medians and quartiles of each named call; the calls take turns.
+
+    In its turn a call runs twice, and the second is timed: it finds in the caches what it left
+    there itself, as it would find what the layer before it left, and not what a peer did.
+    """
+    times = {name: [] for name in calls}
     for number in range(rounds + 2):
-        for name, function in functions.items():
-            taken = milliseconds(lambda f=function: step(f, inputs), device)
+        for name, call in calls.items():
+            call()
+            taken = milliseconds(call, device)
             if number >= 2:  # two rounds of warming up
                 times[name].append(taken)
     result = {}
@@ -161,10 +194,32 @@ def measure(functions, step, inputs, device, rounds):
             'quartiles_ms': [round(quartiles[0], 4), round(quartiles[2], 4)],
             'min_ms': round(min(values), 4),
         }
-    for name in functions:
+    for name in calls:
         ratio = result[name]['median_ms'] / result['ours']['median_ms']
         result[name]['times_ours'] = round(ratio, 2)
     return result
+
+
+def compare(step, entries, device, rounds):
+    """Checks that all entries agree with 'ours', then measures them.
+
+    Args:
+        step: `forward` or `forward_backward`.
+        entries: name -> (function, inputs).
+        device: where they run.
+        rounds: timed calls of each.
+
+    Raises:
+        SystemExit: results differ by more than rounding.
+    """
+    expected = step(*entries['ours'])
+    for name, (function, inputs) in entries.items():
+        tolerance = 1e-3 if inputs[0].dtype == torch.float32 else 2e-2
+        difference = largest_difference(step(function, inputs), expected)
+        if difference > tolerance:
+            raise SystemExit(f'{name} differs from ours by {difference:.1e}')
+    calls = {name: functools.partial(step, *entry) for name, entry in entries.items()}
+    return measure(calls, device, rounds)
 
 
 def environment(device):
@@ -206,29 +261,36 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = 3 if options.quick else max(options.rounds, 2)
-    functions = implementations(options.device)
     report = {'environment': environment(options.device), 'results': []}
-    print(f'{"case":24} {"pass":18} {"implementation":22} {"median ms":>10} {"times ours":>11}')
+    print(f'{"case":24} {"pass":18} {"implementation":24} {"median ms":>10} {"times ours":>11}')
     for case, (batch, sizes, queries) in CASES.items():
         if options.quick and sizes is LARGE:
             continue
-        inputs = make_inputs(batch, sizes, queries, options.device)
-        for step in (forward_backward, forward):
-            expected = step(functions['ours'], inputs)
-            for name, function in functions.items():
-                difference = largest_difference(step(function, inputs), expected)
-                if difference > 1e-3:
-                    raise SystemExit(f'{name} differs from ours by {difference:.1e} in {case}')
-            result = measure(functions, step, inputs, options.device, rounds)
-            for name, numbers in result.items():
-                report['results'].append(
-                    {'case': case, 'pass': step.__name__, 'implementation': name, **numbers}
-                )
-                print(
-                    f'{case:24} {step.__name__:18} {name:22} {numbers["median_ms"]:10.3f} '
-                    f'{numbers["times_ours"]:11.2f}',
-                    flush=True,
-                )
+        plain, fused = make_inputs(batch, sizes, queries, options.device)
+        entries = {name: (f, plain) for name, f in implementations(options.device).items()}
+        entries['ours, bfloat16 values'] = (
+            ms_deform_attn,
+            [
+                plain[0].detach().bfloat16().requires_grad_(),
+                *plain[1:],
+            ],
+        )
+        fused_entries = {name: (f, fused) for name, f in FUSED.items()}
+        for operator, operands in (('', entries), (', fused', fused_entries)):
+            for step in (forward_backward, forward):
+                for name, numbers in compare(step, operands, options.device, rounds).items():
+                    row = {
+                        'case': case + operator,
+                        'pass': step.__name__,
+                        'implementation': name,
+                        **numbers,
+                    }
+                    report['results'].append(row)
+                    print(
+                        f'{row["case"]:24} {step.__name__:18} {name:24} '
+                        f'{numbers["median_ms"]:10.3f} {numbers["times_ours"]:11.2f}',
+                        flush=True,
+                    )
     text = json.dumps(report, indent=1)
     print(text)
     if options.out:

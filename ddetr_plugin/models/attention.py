@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.ops import ms_deform_attn
+from ddetr_plugin.ops import ms_deform_attn_fused
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['MSDeformAttn', 'MultiheadSelfAttention']
@@ -111,23 +111,18 @@ class MSDeformAttn(BaseModule):
         with torch.autocast(query.device.type, enabled=False):
             query = query.to(self.sampling_offsets.weight.dtype)
             offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
-            logits = at_least_float32(self.attention_weights(query))
-        offsets = at_least_float32(offsets)  # (B, Q, M, L, P, 2)
-        weights = logits.unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, heads[1:])  # (B, Q, M, L, P)
+            logits = self.attention_weights(query).unflatten(-1, heads)
+        offsets, logits = at_least_float32(offsets), at_least_float32(logits)
 
-        centre = reference_points[:, :, None, :, None, :2]
-        if reference_points.shape[-1] == 2:
-            # Offsets are in cells; (W, H) makes them relative to the map.
-            cells = levels.spatial_shapes.flip(-1).to(offsets.dtype)
-            locations = centre + offsets / cells[:, None]
-        else:
-            # A box: offsets of num_points reach its border (paper A.4, refinement).
-            size = reference_points[:, :, None, :, None, 2:]
-            locations = centre + offsets / self.num_points * size * 0.5
-
-        # Python ints: the fallback in PyTorch would read the tensor back from the device.
-        sampled = ms_deform_attn(value, levels.sizes, None, locations, weights)
+        sampled = ms_deform_attn_fused(
+            value,
+            # Python ints: the fallback in PyTorch would read the tensor back from the device.
+            levels.sizes,
+            None,
+            reference_points.to(offsets.dtype),
+            offsets,  # (B, Q, M, L, P, 2)
+            logits,  # (B, Q, M, L, P)
+        )
         return self.output_proj(sampled)
 
     def _check(

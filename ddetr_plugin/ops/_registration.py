@@ -11,13 +11,15 @@ from torch import Tensor
 
 _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
+_fused_forward = torch.ops.ddetr_plugin.ms_deform_attn_fused_forward.default
+_fused_backward = torch.ops.ddetr_plugin.ms_deform_attn_fused_backward.default
 _library = torch.library.Library('ddetr_plugin', 'IMPL')
 
 
-def _alert_not_deterministic():
-    """Like torch's own operators: an error, or a warning where the user chose so."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
+def _deterministic(grad_output):
+    """The backward's flag. CUDA refuses like torch's own operators: an error, or a warning."""
+    if not (grad_output.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return False
     message = (
         'ms_deform_attn_backward has no deterministic implementation on CUDA: it adds floats in '
         'the order in which threads arrive. Use torch.use_deterministic_algorithms(True, '
@@ -26,45 +28,61 @@ def _alert_not_deterministic():
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return False
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    ):
-        arguments = (
-            value,
-            spatial_shapes,
-            level_start_index,
-            sampling_locations,
-            attention_weights,
-        )
+    def forward(ctx, *arguments):
         ctx.save_for_backward(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return _forward(*arguments)
 
     @staticmethod
     def backward(ctx, grad_output):
-        deterministic = False
-        if grad_output.is_cuda:
-            _alert_not_deterministic()
-        grads = _backward(grad_output, *ctx.saved_tensors, deterministic)
-        return grads[0], None, None, grads[1], grads[2]
+        grad_value, grad_locations, grad_weights = _backward(
+            grad_output, *ctx.saved_tensors, _deterministic(grad_output)
+        )
+        return grad_value, None, None, grad_locations, grad_weights
 
 
-class _Backward(torch.autograd.Function):
+class _FusedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
-            return _backward(*arguments)
+            output = _fused_forward(*arguments)
+        # The output saves a second pass over the values: the softmax's gradient needs
+        # <grad_output, output>.
+        ctx.save_for_backward(output, *arguments)
+        return output
 
     @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            'ms_deform_attn has no second derivative; use ms_deform_attn_reference where the '
-            'gradient itself must be differentiated'
+    def backward(ctx, grad_output):
+        reference_grad = ctx.needs_input_grad[3]
+        grad_value, grad_offsets, grad_logits, grad_reference = _fused_backward(
+            grad_output, *ctx.saved_tensors, reference_grad, _deterministic(grad_output)
         )
+        grad_reference = grad_reference if reference_grad else None
+        return grad_value, None, None, grad_reference, grad_offsets, grad_logits
+
+
+def _without_derivative(operator):
+    """The `autograd.Function` of an operator whose result cannot be differentiated."""
+
+    class Refusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*arguments)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise RuntimeError(
+                'ms_deform_attn has no second derivative; use ms_deform_attn_reference where the '
+                'gradient itself must be differentiated'
+            )
+
+    return Refusing
 
 
 def _differentiable(function, operator):
@@ -81,8 +99,13 @@ def _differentiable(function, operator):
     return kernel
 
 
-_library.impl('ms_deform_attn_forward', _differentiable(_Forward, _forward), 'Autograd')
-_library.impl('ms_deform_attn_backward', _differentiable(_Backward, _backward), 'Autograd')
+for _name, _function, _operator in (
+    ('ms_deform_attn_forward', _Forward, _forward),
+    ('ms_deform_attn_backward', _without_derivative(_backward), _backward),
+    ('ms_deform_attn_fused_forward', _FusedForward, _fused_forward),
+    ('ms_deform_attn_fused_backward', _without_derivative(_fused_backward), _fused_backward),
+):
+    _library.impl(_name, _differentiable(_function, _operator), 'Autograd')
 
 
 @torch.library.register_fake('ddetr_plugin::ms_deform_attn_forward')
@@ -109,12 +132,7 @@ def _backward_fake(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    batch, _, heads, channels = value.shape
-    wanted = (batch, sampling_locations.shape[1], heads * channels)
-    torch._check(
-        grad_output.shape == wanted,
-        lambda: f'grad_output must be (B, Q, M * D) = {wanted}, got {tuple(grad_output.shape)}',
-    )
+    _check_fake_output('grad_output', grad_output, value, sampling_locations)
     return (
         value.new_empty(value.shape),
         sampling_locations.new_empty(sampling_locations.shape),
@@ -122,7 +140,72 @@ def _backward_fake(
     )
 
 
-def _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_forward')
+def _fused_forward_fake(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
+    _check_fake_reference(reference_points, sampling_offsets)
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, sampling_offsets.shape[1], heads * channels)
+
+
+@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_backward')
+def _fused_backward_fake(
+    grad_output: Tensor,
+    output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    reference_grad: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
+    _check_fake_reference(reference_points, sampling_offsets)
+    for name, tensor in (('grad_output', grad_output), ('output', output)):
+        _check_fake_output(name, tensor, value, sampling_offsets)
+    return (
+        value.new_empty(value.shape),
+        sampling_offsets.new_empty(sampling_offsets.shape),
+        attention_logits.new_empty(attention_logits.shape),
+        reference_points.new_empty(reference_points.shape if reference_grad else (0,)),
+    )
+
+
+def _check_fake_output(name, tensor, value, points):
+    batch, _, heads, channels = value.shape
+    wanted = (batch, points.shape[1], heads * channels)
+    torch._check(
+        tensor.shape == wanted,
+        lambda: f'{name} must be (B, Q, M * D) = {wanted}, got {tuple(tensor.shape)}',
+    )
+
+
+def _check_fake_reference(reference, offsets):
+    shape = reference.shape
+    batch, queries, _, levels = offsets.shape[:4]
+    torch._check(
+        len(shape) == 4
+        and (shape[0] == 1 or shape[0] == batch)
+        and shape[1] == queries
+        and shape[2] == levels
+        and (shape[3] == 2 or shape[3] == 4),
+        lambda: (
+            f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {batch}, Q={queries}, '
+            f'L={levels}, got {tuple(shape)}'
+        ),
+    )
+
+
+def _check_fake(value, spatial_shapes, level_start_index, points, weights):
     """The shape checks of ops/ms_deform_attn.h, so that tracing refuses what running would."""
     torch._check(value.dim() == 4, lambda: f'value must be (B, S, M, D), got {tuple(value.shape)}')
     torch._check(
@@ -137,7 +220,7 @@ def _check_fake(value, spatial_shapes, level_start_index, sampling_locations, at
         ),
     )
     batch, _, heads, _ = value.shape
-    shape = sampling_locations.shape
+    shape = points.shape
     torch._check(
         len(shape) == 6
         and shape[0] == batch
@@ -145,14 +228,14 @@ def _check_fake(value, spatial_shapes, level_start_index, sampling_locations, at
         and shape[3] == levels
         and shape[5] == 2,
         lambda: (
-            f'sampling_locations must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
+            f'sampling locations or offsets must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
             f'L={levels}, got {tuple(shape)}'
         ),
     )
     torch._check(
-        attention_weights.shape == shape[:-1],
+        weights.shape == shape[:-1],
         lambda: (
-            f'attention_weights must be (B, Q, M, L, P) like sampling_locations '
-            f'{tuple(shape)}, got {tuple(attention_weights.shape)}'
+            f'attention weights or logits must be (B, Q, M, L, P) like {tuple(shape)}, '
+            f'got {tuple(weights.shape)}'
         ),
     )

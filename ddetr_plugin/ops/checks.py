@@ -30,22 +30,63 @@ def check_arguments(
     The numbers in `spatial_shapes` and `level_start_index` are checked where that costs no
     waiting: as Python integers and in CPU tensors outside tracing.
     """
-    for name, tensor in (
-        ('value', value),
+    levels = _check_value(value, spatial_shapes, level_start_index)
+    _check_points(
+        value,
+        levels,
         ('sampling_locations', sampling_locations),
         ('attention_weights', attention_weights),
-    ):
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f'{name} must be a tensor, got {type(tensor).__name__}')
+    )
+
+
+def check_fused_arguments(
+    value,
+    spatial_shapes,
+    level_start_index,
+    reference_points,
+    sampling_offsets,
+    attention_logits,
+) -> None:
+    """`check_arguments` for the fused operator."""
+    levels = _check_value(value, spatial_shapes, level_start_index)
+    _check_points(
+        value,
+        levels,
+        ('sampling_offsets', sampling_offsets),
+        ('attention_logits', attention_logits),
+    )
+    _check_numbers(value, 'reference_points', reference_points)
+    shape = tuple(reference_points.shape)
+    batch, queries = sampling_offsets.shape[:2]
+    wanted = [(queries, levels, size) for size in (2, 4)]
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] not in wanted:
+        raise ValueError(
+            f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {batch}, Q={queries}, '
+            f'L={levels}, got {shape}'
+        )
+
+
+def _check_value(value, spatial_shapes, level_start_index) -> int:
+    """Returns L."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f'value must be a tensor, got {type(value).__name__}')
     if value.dim() != 4:
         raise ValueError(f'value must be (B, S, M, D), got {tuple(value.shape)}')
     if value.dtype not in _VALUE_DTYPES:
         raise ValueError(f'value must be float16, bfloat16, float32 or float64, got {value.dtype}')
-    batch, tokens, heads, channels = value.shape
+    _, tokens, heads, channels = value.shape
     if heads < 1 or channels < 1:
         raise ValueError(f'value must be (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}')
-    levels = _check_levels(spatial_shapes, level_start_index, tokens, value.device)
-    shape = sampling_locations.shape
+    return _check_levels(spatial_shapes, level_start_index, tokens, value.device)
+
+
+def _check_points(value, levels, named_points, named_weights) -> None:
+    """Checks (B, Q, M, L, P, 2) and (B, Q, M, L, P)."""
+    for name, tensor in (named_points, named_weights):
+        _check_numbers(value, name, tensor)
+    (points_name, points), (weights_name, weights) = named_points, named_weights
+    batch, _, heads, _ = value.shape
+    shape = points.shape
     if (
         len(shape) != 6
         or shape[0] != batch
@@ -55,28 +96,30 @@ def check_arguments(
         or shape[5] != 2
     ):
         raise ValueError(
-            f'sampling_locations must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
+            f'{points_name} must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
             f'L={levels}, P >= 1, got {tuple(shape)}'
         )
-    if attention_weights.shape != shape[:-1]:
+    if weights.shape != shape[:-1]:
         raise ValueError(
-            f'attention_weights must be (B, Q, M, L, P) = {tuple(shape[:-1])} like '
-            f'sampling_locations, got {tuple(attention_weights.shape)}'
+            f'{weights_name} must be (B, Q, M, L, P) = {tuple(shape[:-1])} like '
+            f'{points_name}, got {tuple(weights.shape)}'
         )
+
+
+def _check_numbers(value, name, tensor) -> None:
+    """Checks that coordinates or weights are a tensor of a dtype and on a device that fit."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f'{name} must be a tensor, got {type(tensor).__name__}')
     dtype = compute_dtype(value)
-    for name, tensor in (
-        ('sampling_locations', sampling_locations),
-        ('attention_weights', attention_weights),
-    ):
-        if tensor.dtype != dtype and tensor.dtype not in _HALF_DTYPES:
-            raise ValueError(
-                f'{name} must be {dtype}, float16 or bfloat16 with a value of {value.dtype}, '
-                f'got {tensor.dtype}'
-            )
-        if tensor.device != value.device:
-            raise ValueError(
-                f'{name} must be on the device of value, {value.device}, got {tensor.device}'
-            )
+    if tensor.dtype != dtype and tensor.dtype not in _HALF_DTYPES:
+        raise ValueError(
+            f'{name} must be {dtype}, float16 or bfloat16 with a value of {value.dtype}, '
+            f'got {tensor.dtype}'
+        )
+    if tensor.device != value.device:
+        raise ValueError(
+            f'{name} must be on the device of value, {value.device}, got {tensor.device}'
+        )
 
 
 def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:

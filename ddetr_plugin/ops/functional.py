@@ -1,13 +1,13 @@
-"""The operator's public function: checks, then native code or the reference."""
+"""The operator's public functions: checks, then native code or the reference."""
 
 import torch
 from torch import Tensor
 
 from ddetr_plugin.ops import _native
-from ddetr_plugin.ops.checks import check_arguments, compute_dtype
-from ddetr_plugin.ops.reference import ms_deform_attn_reference
+from ddetr_plugin.ops.checks import check_arguments, check_fused_arguments, compute_dtype
+from ddetr_plugin.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
-__all__ = ['ms_deform_attn']
+__all__ = ['ms_deform_attn', 'ms_deform_attn_fused']
 
 
 def ms_deform_attn(
@@ -48,14 +48,74 @@ def ms_deform_attn(
         )
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
-    dtype = compute_dtype(value)
-    # The GPU kernels widen 16-bit values as they read them, the CPU kernels do not.
-    widen = value.dtype != dtype and value.device.type != 'cuda'
-    output = torch.ops.ddetr_plugin.ms_deform_attn_forward.default(
-        value.to(dtype) if widen else value,
+    return torch.ops.ddetr_plugin.ms_deform_attn_forward.default(
+        value,
         spatial_shapes,
         level_start_index,
-        sampling_locations if sampling_locations.dtype == dtype else sampling_locations.to(dtype),
-        attention_weights if attention_weights.dtype == dtype else attention_weights.to(dtype),
+        *_widened(value, sampling_locations, attention_weights),
     )
-    return output if output.dtype == value.dtype else output.to(value.dtype)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes,
+    level_start_index,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """`ms_deform_attn` with the arithmetic that makes its locations and weights in the kernel.
+
+    The weights are the softmax of the logits over a head's L*P points. A point lies at
+    ``(x, y) + offset / (W_l, H_l)`` of a reference (x, y), and at
+    ``(cx, cy) + offset / P * (w, h) / 2`` of a reference (cx, cy, w, h) (A.4 of
+    arXiv:2010.04159). Neither locations nor weights are ever in memory. Once differentiable.
+
+    Args:
+        value: as for `ms_deform_attn`.
+        spatial_shapes: as for `ms_deform_attn`.
+        level_start_index: as for `ms_deform_attn`.
+        reference_points: (B or 1, Q, L, 2) as (x, y) or (B or 1, Q, L, 4) as (cx, cy, w, h),
+            0..1 over the *padded* map.
+        sampling_offsets: (B, Q, M, L, P, 2) as (x, y), in cells for a reference (x, y).
+        attention_logits: (B, Q, M, L, P).
+
+    The last three are float64 for a float64 value, else float32 (16 bits are taken and widened).
+
+    Returns:
+        (B, Q, M * D), dtype of `value`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+    """
+    check_fused_arguments(
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+    )
+    if not _native.is_available(value):
+        return ms_deform_attn_fused_reference(
+            value,
+            spatial_shapes,
+            level_start_index,
+            reference_points,
+            sampling_offsets,
+            attention_logits,
+        )
+    if not isinstance(spatial_shapes, Tensor):
+        spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
+    return torch.ops.ddetr_plugin.ms_deform_attn_fused_forward.default(
+        value,
+        spatial_shapes,
+        level_start_index,
+        *_widened(value, reference_points, sampling_offsets, attention_logits),
+    )
+
+
+def _widened(value: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Coordinates and weights in the dtype that the kernels compute in."""
+    dtype = compute_dtype(value)
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]

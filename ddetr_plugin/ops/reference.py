@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from ddetr_plugin.ops.checks import check_arguments, compute_dtype, level_sizes
+from ddetr_plugin.ops.checks import (
+    check_arguments,
+    check_fused_arguments,
+    compute_dtype,
+    level_sizes,
+)
 
-__all__ = ['ms_deform_attn_reference']
+__all__ = ['ms_deform_attn_fused_reference', 'ms_deform_attn_reference']
 
 
 def ms_deform_attn_reference(
@@ -54,3 +59,37 @@ def ms_deform_attn_reference(
         start = stop
     output = output.view(batch, heads, queries, channels).transpose(1, 2)
     return output.reshape(batch, queries, heads * channels).to(value.dtype)
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    spatial_shapes,
+    level_start_index,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """Softmax and sampling locations in PyTorch, then `ms_deform_attn_reference`.
+
+    Arguments, result and errors are those of `ms_deform_attn_fused`.
+    """
+    check_fused_arguments(
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+    )
+    dtype = compute_dtype(value)
+    reference = reference_points.to(dtype)[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    offsets = sampling_offsets.to(dtype)
+    if reference.shape[-1] == 2:
+        cells = offsets.new_tensor(
+            [(width, height) for height, width in level_sizes(spatial_shapes)]
+        )
+        locations = reference + offsets / cells[:, None]
+    else:
+        locations = reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
+    weights = attention_logits.to(dtype).flatten(-2).softmax(-1).view(attention_logits.shape)
+    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)

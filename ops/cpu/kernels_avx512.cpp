@@ -3,6 +3,6 @@
 #define DDETR_CAPABILITY capability_avx512
 #define DDETR_CAPABILITY_NAME "avx512"
 #define DDETR_VECTOR_BYTES 64
-#define DDETR_TARGET "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"
+#define DDETR_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #include "kernels_impl.h"
 #endif

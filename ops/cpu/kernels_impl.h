@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "kernels.h"
 
 #if defined(DDETR_TARGET)
@@ -28,6 +32,7 @@ DDETR_BEGIN_TARGET(DDETR_TARGET)
 
 namespace {
 
+using ddetr::Points;
 using ddetr::Slice;
 
 constexpr int kCorners = 4;  // (y0, x0), (y0, x1), (y1, x0), (y1, x1)
@@ -54,14 +59,25 @@ struct Block {
   Index* corner_inside[kCorners];
   T* dot[kCorners];
 
+  // Fused only. Of one query: numerators of the softmax; where in its reference each point finds
+  // x. Per point: the softmax; the pixel of offset 0; pixels per unit of offset. Backward, of one
+  // query: d loss / d pixel.
+  T* numerators;
+  Index* reference_x;
+  T *attention, *base_x, *base_y, *scale_x, *scale_y;
+  T *by_pixel_x, *by_pixel_y;
+
   void* memory;
 
-  explicit Block(const Slice<T>& s, bool backward) {
+  explicit Block(const Points<T>& s, bool backward) {
     points = s.levels * s.points;
     padded = (points + W - 1) / W * W;
     queries = padded >= kBlockPoints ? 1 : kBlockPoints / padded;
     const int64_t n = padded * queries;
-    const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? 10 * n : 0);
+    const bool fused = s.reference;
+    const int64_t softmax_size = (s.all_points + W - 1) / W * W + padded;
+    const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? 10 * n : 0) +
+        (fused ? softmax_size + 3 * padded + 5 * n : 0);
     memory = nullptr;
     if (posix_memalign(&memory, 64, count * sizeof(T))) abort();
     T* next = static_cast<T*>(memory);
@@ -76,6 +92,17 @@ struct Block {
     if (backward) {
       take(fraction_x, n), take(fraction_y, n);
       for (int c = 0; c < kCorners; ++c) take(corner_inside[c], n), take(dot[c], n);
+    }
+    if (fused) {
+      take(numerators, softmax_size), take(reference_x, padded), take(attention, n);
+      take(base_x, n), take(base_y, n), take(scale_x, n), take(scale_y, n);
+      take(by_pixel_x, padded), take(by_pixel_y, padded);
+      // What the padding reads must be numbers; references of two coordinates have scale 1.
+      for (int64_t i = 0; i < softmax_size; ++i) numerators[i] = 0;
+      for (int64_t i = 0; i < padded; ++i) {
+        reference_x[i] = i < points ? i / s.points * s.reference_size : 0;
+      }
+      for (int64_t i = 0; i < n; ++i) base_x[i] = base_y[i] = 0, scale_x[i] = scale_y[i] = 1;
     }
     for (int64_t i = 0; i < padded; ++i) {
       // Padding points read a level that exists; their location is NaN.
@@ -100,16 +127,90 @@ DDETR_INLINE void prefetch(const void* from, int64_t bytes) {
 
 // Asks for what `locate` reads of the queries of the next block.
 template <typename T, int W>
-DDETR_INLINE void prefetch_block(const Slice<T>& s, const Block<T, W>& b, int64_t query) {
+DDETR_INLINE void prefetch_block(const Points<T>& s, const Block<T, W>& b, int64_t query) {
   for (int64_t q = query; q < query + b.queries && q < s.query_end; ++q) {
     prefetch(s.locations + q * 2 * s.point_stride, 2 * b.points * sizeof(T));
     prefetch(s.weights + q * s.point_stride, b.points * sizeof(T));
   }
 }
 
+// The softmax of one query's logits over all levels; writes what falls on the range, as whole
+// vectors (of which the padding is meaningless but finite where the logits are).
+template <typename T, int W>
+DDETR_INLINE void softmax(const Points<T>& s, const Block<T, W>& b, int64_t query, T* to) {
+  using Vec = typename Simd<T, W>::Vec;
+  const T* logits = s.weights + query * s.point_stride - s.skipped;
+  const Vec lowest = Vec{} - T(__builtin_inf());
+  if (s.all_points <= W && s.skipped == 0) {
+    const Vec logit = load_part<Vec>(logits, s.all_points * sizeof(T), lowest);
+    const Vec numerator = exp_nonpositive<W>(logit - fold<T, W, Larger>(logit));
+    store(to, numerator / fold<T, W, Add>(numerator));
+    return;
+  }
+  auto logit = [&](int64_t i) {
+    const int64_t left = s.all_points - i;
+    return left >= W ? load<Vec>(logits + i)
+                     : load_part<Vec>(logits + i, left * sizeof(T), lowest);
+  };
+  Vec largest = lowest;
+  for (int64_t i = 0; i < s.all_points; i += W) largest = Larger::of(largest, logit(i));
+  largest = fold<T, W, Larger>(largest);
+  Vec sum = {};
+  for (int64_t i = 0; i < s.all_points; i += W) {
+    const Vec numerator = exp_nonpositive<W>(logit(i) - largest);
+    store(b.numerators + i, numerator);
+    sum += numerator;
+  }
+  sum = fold<T, W, Add>(sum);
+  for (int64_t i = 0; i < b.padded; i += W) {
+    store(to + i, load<Vec>(b.numerators + s.skipped + i) / sum);
+  }
+}
+
+// Where the reference of one query puts offset 0, in pixels, and how far an offset of 1 goes.
+template <typename T, int W>
+DDETR_INLINE void place(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+  using Vec = typename Simd<T, W>::Vec;
+  using Int = typename Simd<T, W>::Int;
+  const T* reference = s.reference + query * s.reference_stride;
+  const bool box = s.reference_size == 4;
+  const T per_point = T(0.5) / T(s.points);
+  const int64_t n = slot * b.padded;
+  const int64_t numbers = s.levels * s.reference_size;
+  if (numbers <= W) {
+    const Vec all = load_part<Vec>(reference, numbers * sizeof(T), Vec{});
+    for (int64_t i = 0; i < b.padded; i += W) {
+      const Int at = load<Int>(b.reference_x + i);
+      const Vec width = load<Vec>(b.width + i), height = load<Vec>(b.height + i);
+      Vec x = permute<T, W>(all, at) * width, y = permute<T, W>(all, at + 1) * height;
+      forbid_fusion(x);
+      forbid_fusion(y);
+      store(b.base_x + n + i, x - T(0.5));
+      store(b.base_y + n + i, y - T(0.5));
+      if (box) {
+        store(b.scale_x + n + i, permute<T, W>(all, at + 2) * width * per_point);
+        store(b.scale_y + n + i, permute<T, W>(all, at + 3) * height * per_point);
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < b.points; ++i) {
+    const T* at = reference + b.reference_x[i];
+    T x = at[0] * b.width[i], y = at[1] * b.height[i];
+    forbid_fusion(x);
+    forbid_fusion(y);
+    b.base_x[n + i] = x - T(0.5);
+    b.base_y[n + i] = y - T(0.5);
+    if (box) {
+      b.scale_x[n + i] = at[2] * b.width[i] * per_point;
+      b.scale_y[n + i] = at[3] * b.height[i] * per_point;
+    }
+  }
+}
+
 // Pixel coordinates, corner weights and corner rows of one query; `slot` is its place in the block.
-template <typename T, int W, bool Backward>
-DDETR_INLINE void locate(const Slice<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+template <typename T, int W, bool Backward, bool Fused>
+DDETR_INLINE void locate(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
   using Vec = typename Simd<T, W>::Vec;
   using Int = typename Simd<T, W>::Int;
   const T* locations = s.locations + query * 2 * s.point_stride;
@@ -124,20 +225,27 @@ DDETR_INLINE void locate(const Slice<T>& s, const Block<T, W>& b, int64_t query,
     if (left >= W) {
       first = load<Vec>(locations + 2 * i);
       second = load<Vec>(locations + 2 * i + W);
-      attention = load<Vec>(weights + i);
     } else {
       first = load_part<Vec>(locations + 2 * i, 2 * left * sizeof(T), nan);
       second = load_part<Vec>(locations + 2 * i + W, (2 * left - W) * sizeof(T), nan);
+    }
+    if (Fused) {
+      attention = load<Vec>(b.attention + n);
+    } else if (left >= W) {
+      attention = load<Vec>(weights + i);
+    } else {
       attention = load_part<Vec>(weights + i, left * sizeof(T), zero);
     }
     const Vec width = load<Vec>(b.width + i), height = load<Vec>(b.height + i);
     const Int columns = load<Int>(b.columns + i), rows = load<Int>(b.rows + i);
-    Vec x = shuffle<T, W, Every2nd<0>>(first, second) * width;
-    Vec y = shuffle<T, W, Every2nd<1>>(first, second) * height;
+    Vec x = shuffle<T, W, Every2nd<0>>(first, second);
+    Vec y = shuffle<T, W, Every2nd<1>>(first, second);
+    x *= Fused ? load<Vec>(b.scale_x + n) : width;
+    y *= Fused ? load<Vec>(b.scale_y + n) : height;
     forbid_fusion(x);
     forbid_fusion(y);
-    x -= T(0.5);
-    y -= T(0.5);
+    x += Fused ? load<Vec>(b.base_x + n) : zero - T(0.5);
+    y += Fused ? load<Vec>(b.base_y + n) : zero - T(0.5);
     // Comparisons that NaN fails.
     const Int inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);
     x = inside ? x : zero;
@@ -174,10 +282,24 @@ DDETR_INLINE void locate(const Slice<T>& s, const Block<T, W>& b, int64_t query,
   }
 }
 
+// The same for the `count` queries of a block. Each step is a loop of its own: within a query it
+// is one long chain, and the machine can only overlap those of queries that are near enough.
+template <typename T, int W, bool Backward>
+__attribute__((noinline)) void locate_block(
+    const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t count) {
+  if (s.reference) {
+    for (int64_t k = 0; k < count; ++k) softmax(s, b, query + k, b.attention + k * b.padded);
+    for (int64_t k = 0; k < count; ++k) place(s, b, query + k, k);
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, true>(s, b, query + k, k);
+  } else {
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, false>(s, b, query + k, k);
+  }
+}
+
 // Adds up NV vectors of channels over all points of one query.
-template <typename T, int W, int NV>
+template <typename E, typename T, int W, int NV>
 DDETR_INLINE void gather(
-    const T* value, int64_t stride, const Block<T, W>& b, int64_t slot, T* output) {
+    const E* value, int64_t stride, const Block<T, W>& b, int64_t slot, E* output) {
   using Vec = typename Simd<T, W>::Vec;
   // Several sums side by side hide the latency of the multiply-adds.
   constexpr int kSums = NV <= 2 ? 4 : NV <= 4 ? 2 : 1;
@@ -187,58 +309,85 @@ DDETR_INLINE void gather(
     if (!b.inside[i]) continue;
 #pragma GCC unroll 4
     for (int c = 0; c < kCorners; ++c) {
-      const T* row = value + int64_t(b.row[c][i]) * stride;
+      const E* row = value + int64_t(b.row[c][i]) * stride;
       const T weight = b.weight[c][i];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sums[c % kSums][v] += weight * load<Vec>(row + v * W);
+#pragma GCC unroll 4
+      for (int v = 0; v + 1 < NV; v += 2) {
+        Vec first, second;
+        Memory<E, W>::load2(row + v * W, first, second);
+        sums[c % kSums][v] += weight * first;
+        sums[c % kSums][v + 1] += weight * second;
+      }
+      if constexpr (NV % 2) {
+        sums[c % kSums][NV - 1] += weight * Memory<E, W>::load(row + (NV - 1) * W);
+      }
     }
   }
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    Vec sum = sums[0][v];
-    for (int k = 1; k < kSums; ++k) sum += sums[k][v];
-    store(output + v * W, sum);
+    for (int k = 1; k < kSums; ++k) sums[0][v] += sums[k][v];
   }
+#pragma GCC unroll 4
+  for (int v = 0; v + 1 < NV; v += 2) {
+    Memory<E, W>::store2(output + v * W, sums[0][v], sums[0][v + 1]);
+  }
+  if constexpr (NV % 2) Memory<E, W>::store(output + (NV - 1) * W, sums[0][NV - 1]);
 }
 
-template <typename T, int W>
+template <typename E, typename T, int W>
 DDETR_INLINE void gather_any(
-    const T* value, int64_t stride, const Block<T, W>& b, int64_t slot, int64_t padded, T* out) {
+    const E* value, int64_t stride, const Block<T, W>& b, int64_t slot, int64_t padded, E* out) {
   int64_t c = 0;
-  for (; c + 8 * W <= padded; c += 8 * W) gather<T, W, 8>(value + c, stride, b, slot, out + c);
-  for (; c + 4 * W <= padded; c += 4 * W) gather<T, W, 4>(value + c, stride, b, slot, out + c);
-  for (; c < padded; c += W) gather<T, W, 1>(value + c, stride, b, slot, out + c);
+  for (; c + 8 * W <= padded; c += 8 * W) gather<E, T, W, 8>(value + c, stride, b, slot, out + c);
+  for (; c + 4 * W <= padded; c += 4 * W) gather<E, T, W, 4>(value + c, stride, b, slot, out + c);
+  for (; c < padded; c += W) gather<E, T, W, 1>(value + c, stride, b, slot, out + c);
 }
 
 // NV is the number of vectors in a row, 0 for any.
-template <typename T, int W, int NV>
-void forward_slice(const Slice<T>& s) {
+template <typename E, int W, int NV>
+void forward_slice(const Slice<E>& s) {
+  using T = typename Slice<E>::T;
   const Block<T, W> b(s, false);
   const bool whole = s.channels == s.padded;
-  T* padded_row = whole ? nullptr : static_cast<T*>(malloc(s.padded * sizeof(T)));
+  E* padded_row = whole ? nullptr : static_cast<E*>(malloc(s.padded * sizeof(E)));
   if (!whole && !padded_row) abort();
   for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
-    prefetch_block(s, b, q + n);
-    for (int64_t k = 0; k < n; ++k) locate<T, W, false>(s, b, q + k, k);
+    prefetch_block<T, W>(s, b, q + n);
+    locate_block<T, W, false>(s, b, q, n);
+    if (s.sparse) prefetch_rows(s.value, s.value_stride, s.channels, b, 0);
     for (int64_t k = 0; k < n; ++k) {
-      T* output = s.output + (q + k) * s.output_stride;
-      T* to = whole ? output : padded_row;
+      if (s.sparse && k + 1 < n) prefetch_rows(s.value, s.value_stride, s.channels, b, k + 1);
+      E* output = s.output + (q + k) * s.output_stride;
+      E* to = whole ? output : padded_row;
       if constexpr (NV > 0) {
-        gather<T, W, NV>(s.value, s.value_stride, b, k, to);
+        gather<E, T, W, NV>(s.value, s.value_stride, b, k, to);
       } else {
-        gather_any<T, W>(s.value, s.value_stride, b, k, s.padded, to);
+        gather_any<E, T, W>(s.value, s.value_stride, b, k, s.padded, to);
       }
-      if (!whole) __builtin_memcpy(output, padded_row, s.channels * sizeof(T));
+      if (!whole) __builtin_memcpy(output, padded_row, s.channels * sizeof(E));
     }
   }
   free(padded_row);
 }
 
+// Asks for the rows that the points of one query read (and, in a backward pass, add to).
+template <typename R, typename T, int W>
+DDETR_INLINE void prefetch_rows(
+    const R* rows, int64_t stride, int64_t channels, const Block<T, W>& b, int64_t slot) {
+  for (int64_t i = slot * b.padded; i < slot * b.padded + b.points; ++i) {
+    if (!b.inside[i]) continue;
+    for (int c = 0; c < kCorners; ++c) {
+      prefetch(rows + int64_t(b.row[c][i]) * stride, channels * sizeof(R));
+    }
+  }
+}
+
 // Adds one query's grad_output to the rows it read and multiplies it with them.
-template <typename T, int W, int NV>
+template <typename R, typename T, int W, int NV>
 DDETR_INLINE void scatter(
-    const Slice<T>& s, const Block<T, W>& b, int64_t slot, const T* grad_output) {
+    const Points<T>& s, const R* rows, int64_t stride, const Block<T, W>& b, int64_t slot,
+    const T* grad_output) {
   using Vec = typename Simd<T, W>::Vec;
   const int64_t vectors = NV > 0 ? NV : s.padded / W;
   // W dot products become one vector of sums: W / 4 points with four corners each.
@@ -255,14 +404,14 @@ DDETR_INLINE void scatter(
     for (int p = 0; p < kPoints; ++p) {
       Vec sum[kCorners] = {};
       if (b.inside[i + p]) {
-        const T* value[kCorners];
+        const R* value[kCorners];
         T* grad_value[kCorners];
         T weight[kCorners];
 #pragma GCC unroll 4
         for (int c = 0; c < kCorners; ++c) {
-          const int64_t offset = int64_t(b.row[c][i + p]) * s.value_stride;
-          value[c] = s.value + offset;
-          grad_value[c] = s.grad_value + offset;
+          const int64_t row = b.row[c][i + p];
+          value[c] = rows + row * stride;
+          grad_value[c] = s.grad_value + row * s.grad_value_stride;
           weight[c] = b.weight[c][i + p];
         }
 #pragma GCC unroll 8
@@ -275,7 +424,7 @@ DDETR_INLINE void scatter(
           }
 #pragma GCC unroll 4
           for (int c = 0; c < kCorners; ++c) {
-            sum[c] += g * load<Vec>(value[c] + v * W);
+            sum[c] += g * Memory<R, W>::load(value[c] + v * W);
             T* target = grad_value[c] + v * W;
             store(target, load<Vec>(target) + weight[c] * g);
           }
@@ -300,10 +449,38 @@ DDETR_INLINE void scatter(
   }
 }
 
-// Gradients of one query's locations and weights from its dot products.
+// Sums what the points of each level say about one query's reference.
 template <typename T, int W>
-DDETR_INLINE void differentiate(
-    const Slice<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+DDETR_INLINE void differentiate_reference(
+    const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+  const T* offsets = s.locations + query * 2 * s.point_stride;
+  T* grad = s.grad_reference + query * s.grad_reference_stride;
+  for (int64_t l = 0; l < s.levels; ++l, grad += s.reference_size) {
+    T x = 0, y = 0, by_width = 0, by_height = 0;
+    for (int64_t i = l * s.points; i < (l + 1) * s.points; ++i) {
+      // Offsets of points outside may be no numbers.
+      if (!b.inside[slot * b.padded + i]) continue;
+      x += b.by_pixel_x[i];
+      y += b.by_pixel_y[i];
+      by_width += b.by_pixel_x[i] * offsets[2 * i];
+      by_height += b.by_pixel_y[i] * offsets[2 * i + 1];
+    }
+    const T width = b.width[l * s.points], height = b.height[l * s.points];
+    grad[0] = x * width;
+    grad[1] = y * height;
+    if (s.reference_size == 4) {
+      grad[2] = by_width * width * T(0.5) / T(s.points);
+      grad[3] = by_height * height * T(0.5) / T(s.points);
+    }
+  }
+}
+
+// Gradients of one query's locations and weights from its dot products; in the fused operator, of
+// offsets, logits and reference. `sum` is <grad_output, output>: of all weights, the mean gradient.
+template <typename T, int W>
+__attribute__((noinline)) void differentiate(
+    const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot, T sum) {
+  const bool fused = s.reference;
   using Vec = typename Simd<T, W>::Vec;
   using Int = typename Simd<T, W>::Int;
   const Vec zero = {};
@@ -317,15 +494,29 @@ DDETR_INLINE void differentiate(
     const Vec fx = load<Vec>(b.fraction_x + n), fy = load<Vec>(b.fraction_y + n);
     const Vec gx = T(1) - fx, gy = T(1) - fy;
     const T* weights = s.weights + query * s.point_stride + i;
-    const Vec attention =
-        left >= W ? load<Vec>(weights) : load_part<Vec>(weights, left * sizeof(T), zero);
+    Vec attention;
+    if (fused) {
+      attention = load<Vec>(b.attention + n);
+    } else if (left >= W) {
+      attention = load<Vec>(weights);
+    } else {
+      attention = load_part<Vec>(weights, left * sizeof(T), zero);
+    }
     const Vec by_x = gy * (dot[1] - dot[0]) + fy * (dot[3] - dot[2]);
     const Vec by_y = gx * (dot[2] - dot[0]) + fx * (dot[3] - dot[1]);
-    const Vec grad_weight = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
+    Vec grad_weight = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
+    if (fused) grad_weight = attention * (grad_weight - sum);
     // A sample outside has no gradient, even where its weight is infinite.
     const Int inside = load<Int>(b.inside + n);
-    const Vec grad_x = inside ? by_x * attention * load<Vec>(b.width + i) : zero;
-    const Vec grad_y = inside ? by_y * attention * load<Vec>(b.height + i) : zero;
+    Vec grad_x = inside ? by_x * attention : zero;
+    Vec grad_y = inside ? by_y * attention : zero;
+    if (s.grad_reference) {
+      store(b.by_pixel_x + i, grad_x);
+      store(b.by_pixel_y + i, grad_y);
+    }
+    // Where nothing is read, a scale that is no number must not matter.
+    grad_x = inside ? grad_x * load<Vec>(fused ? b.scale_x + n : b.width + i) : zero;
+    grad_y = inside ? grad_y * load<Vec>(fused ? b.scale_y + n : b.height + i) : zero;
     const Vec first = shuffle<T, W, Zip<W, 0>>(grad_x, grad_y);
     const Vec second = shuffle<T, W, Zip<W, 1>>(grad_x, grad_y);
     T* grad_weights = s.grad_weights + query * s.point_stride + i;
@@ -340,92 +531,158 @@ DDETR_INLINE void differentiate(
       store_part(grad_locations + W, (2 * left - W) * int64_t(sizeof(T)), second);
     }
   }
+  if (s.grad_reference) differentiate_reference(s, b, query, slot);
 }
 
-template <typename T, int W, int NV>
-void backward_slice(const Slice<T>& s) {
+// Any number of elements. What follows them in memory is neither read nor written.
+template <typename E>
+void widen(const E* from, typename Slice<E>::T* to, int64_t count) {
+  using T = typename Slice<E>::T;
+  constexpr int W = DDETR_VECTOR_BYTES / sizeof(T);
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(to + i, Memory<E, W>::load(from + i));
+  if (i == count) return;
+  E rest[W] = {};
+  __builtin_memcpy(rest, from + i, (count - i) * sizeof(E));
+  store_part(to + i, (count - i) * sizeof(T), Memory<E, W>::load(rest));
+}
+
+template <typename E>
+void narrow(const typename Slice<E>::T* from, E* to, int64_t count) {
+  using T = typename Slice<E>::T;
+  constexpr int W = DDETR_VECTOR_BYTES / sizeof(T);
+  using Vec = typename Simd<T, W>::Vec;
+  int64_t i = 0;
+  for (; i + W <= count; i += W) Memory<E, W>::store(to + i, load<Vec>(from + i));
+  if (i == count) return;
+  E rest[W];
+  Memory<E, W>::store(rest, load_part<Vec>(from + i, (count - i) * sizeof(T), Vec{}));
+  __builtin_memcpy(to + i, rest, (count - i) * sizeof(E));
+}
+
+// <a, b> of rows in memory.
+template <typename E, int W>
+DDETR_INLINE typename Slice<E>::T dot_product(const E* a, const E* b, int64_t count) {
+  using Vec = typename Simd<typename Slice<E>::T, W>::Vec;
+  Vec sum = {};
+  int64_t i = 0;
+  for (; i + W <= count; i += W) sum += Memory<E, W>::load(a + i) * Memory<E, W>::load(b + i);
+  if (i < count) {
+    E rest_a[W] = {}, rest_b[W] = {};
+    __builtin_memcpy(rest_a, a + i, (count - i) * sizeof(E));
+    __builtin_memcpy(rest_b, b + i, (count - i) * sizeof(E));
+    sum += Memory<E, W>::load(rest_a) * Memory<E, W>::load(rest_b);
+  }
+  return fold<typename Slice<E>::T, W, Add>(sum)[0];
+}
+
+template <typename E, int W, int NV>
+void backward_slice(const Slice<E>& s) {
+  using T = typename Slice<E>::T;
   const Block<T, W> b(s, true);
-  const bool whole = s.channels == s.padded;
+  // Rows of grad_output that are no whole vectors of T are widened into one that is.
+  const bool whole = s.channels == s.padded && sizeof(E) == sizeof(T);
   T* padded_row = whole ? nullptr : static_cast<T*>(calloc(s.padded, sizeof(T)));
   if (!whole && !padded_row) abort();
   for (int64_t q = s.query_begin; q < s.query_end; q += b.queries) {
     const int64_t n = s.query_end - q < b.queries ? s.query_end - q : b.queries;
-    prefetch_block(s, b, q + n);
+    prefetch_block<T, W>(s, b, q + n);
     for (int64_t k = 0; k < n; ++k) {
-      prefetch(s.grad_output + (q + k) * s.output_stride, s.channels * sizeof(T));
-      locate<T, W, true>(s, b, q + k, k);
+      const int64_t row = (q + k) * s.output_stride;
+      prefetch(s.grad_output + row, s.channels * sizeof(E));
+      if (s.reference) prefetch(s.output + row, s.channels * sizeof(E));
     }
+    locate_block<T, W, true>(s, b, q, n);
     for (int64_t k = 0; k < n; ++k) {
-      const T* grad_output = s.grad_output + (q + k) * s.output_stride;
-      if (!whole) {
-        __builtin_memcpy(padded_row, grad_output, s.channels * sizeof(T));
-        grad_output = padded_row;
+      const E* row = s.grad_output + (q + k) * s.output_stride;
+      const T* grad_output = padded_row;
+      if (whole) {
+        grad_output = reinterpret_cast<const T*>(row);
+      } else {
+        widen<E>(row, padded_row, s.channels);
       }
-      scatter<T, W, NV>(s, b, k, grad_output);
+      if (s.sparse && k + 1 < n) {
+        prefetch_rows(s.value, s.value_stride, s.channels, b, k + 1);
+        prefetch_rows(s.grad_value, s.grad_value_stride, s.channels, b, k + 1);
+      }
+      if (s.wide_value) {
+        scatter<T, T, W, NV>(s, s.wide_value, s.grad_value_stride, b, k, grad_output);
+      } else {
+        scatter<E, T, W, NV>(s, s.value, s.value_stride, b, k, grad_output);
+      }
     }
-    for (int64_t k = 0; k < n; ++k) differentiate<T, W>(s, b, q + k, k);
+    for (int64_t k = 0; k < n; ++k) {
+      T sum = 0;
+      if (s.reference) {
+        const int64_t row = (q + k) * s.output_stride;
+        sum = dot_product<E, W>(s.grad_output + row, s.output + row, s.channels);
+      }
+      differentiate<T, W>(s, b, q + k, k, sum);
+    }
   }
   free(padded_row);
 }
 
-template <typename T>
-constexpr int kWidth = DDETR_VECTOR_BYTES / sizeof(T);
+// Elements of a vector: as many as are left of them once they are widened.
+template <typename E>
+constexpr int kWidth = DDETR_VECTOR_BYTES / sizeof(typename Slice<E>::T);
 
 // Rows whose last vector would be at most half full use vectors of half the size, where the
 // machine has them.
-template <typename T>
+template <typename E>
 bool prefers_half(int64_t channels) {
-  const int64_t last = channels % kWidth<T>;
-  return DDETR_VECTOR_BYTES == 64 && last > 0 && last <= kWidth<T> / 2;
+  const int64_t last = channels % kWidth<E>;
+  return DDETR_VECTOR_BYTES == 64 && last > 0 && last <= kWidth<E> / 2;
 }
 
-template <typename T>
+template <typename E>
 int64_t padded_channels(int64_t channels) {
-  const int64_t width = prefers_half<T>(channels) ? kWidth<T> / 2 : kWidth<T>;
+  const int64_t width = prefers_half<E>(channels) ? kWidth<E> / 2 : kWidth<E>;
   return (channels + width - 1) / width * width;
 }
 
 // Calls `body` with compile-time vector width and number of vectors.
-template <typename T, template <typename, int, int> class Body>
-void select(const Slice<T>& s) {
+template <typename E, template <typename, int, int> class Body>
+void select(const Slice<E>& s) {
 #if DDETR_VECTOR_BYTES == 64
-  if (prefers_half<T>(s.channels)) {
-    switch (s.padded / (kWidth<T> / 2)) {
-      case 1: return Body<T, kWidth<T> / 2, 1>::call(s);
-      case 3: return Body<T, kWidth<T> / 2, 3>::call(s);
-      default: return Body<T, kWidth<T> / 2, 0>::call(s);
+  if (prefers_half<E>(s.channels)) {
+    switch (s.padded / (kWidth<E> / 2)) {
+      case 1: return Body<E, kWidth<E> / 2, 1>::call(s);
+      case 3: return Body<E, kWidth<E> / 2, 3>::call(s);
+      default: return Body<E, kWidth<E> / 2, 0>::call(s);
     }
   }
 #endif
-  switch (s.padded / kWidth<T>) {
-    case 1: return Body<T, kWidth<T>, 1>::call(s);
-    case 2: return Body<T, kWidth<T>, 2>::call(s);
-    case 3: return Body<T, kWidth<T>, 3>::call(s);
-    case 4: return Body<T, kWidth<T>, 4>::call(s);
-    case 6: return Body<T, kWidth<T>, 6>::call(s);
-    case 8: return Body<T, kWidth<T>, 8>::call(s);
-    default: return Body<T, kWidth<T>, 0>::call(s);
+  switch (s.padded / kWidth<E>) {
+    case 1: return Body<E, kWidth<E>, 1>::call(s);
+    case 2: return Body<E, kWidth<E>, 2>::call(s);
+    case 3: return Body<E, kWidth<E>, 3>::call(s);
+    case 4: return Body<E, kWidth<E>, 4>::call(s);
+    case 6: return Body<E, kWidth<E>, 6>::call(s);
+    case 8: return Body<E, kWidth<E>, 8>::call(s);
+    default: return Body<E, kWidth<E>, 0>::call(s);
   }
 }
 
-template <typename T, int W, int NV>
+template <typename E, int W, int NV>
 struct Forward {
-  static void call(const Slice<T>& s) { forward_slice<T, W, NV>(s); }
+  static void call(const Slice<E>& s) { forward_slice<E, W, NV>(s); }
 };
 
-template <typename T, int W, int NV>
+template <typename E, int W, int NV>
 struct Backward {
-  static void call(const Slice<T>& s) { backward_slice<T, W, NV>(s); }
+  static void call(const Slice<E>& s) { backward_slice<E, W, NV>(s); }
 };
+
+template <typename E>
+constexpr ddetr::Kernels<E> kKernels = {
+    padded_channels<E>, select<E, Forward>, select<E, Backward>, widen<E>, narrow<E>};
 
 }  // namespace
 
 namespace ddetr {
 extern const Capability DDETR_CAPABILITY = {
-    DDETR_CAPABILITY_NAME,
-    {padded_channels<float>, select<float, Forward>, select<float, Backward>},
-    {padded_channels<double>, select<double, Forward>, select<double, Backward>},
-};
+    DDETR_CAPABILITY_NAME, kKernels<float>, kKernels<double>, kKernels<Fp16>, kKernels<Bf16>};
 }  // namespace ddetr
 
 #if defined(DDETR_TARGET)

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../ms_deform_attn.h"
@@ -31,7 +32,8 @@ const Capability& choose_capability() {
       limit.empty() || limit == "default" || limit == "avx2" || limit == "avx512",
       "DDETR_CPU_CAPABILITY must be default, avx2 or avx512, got ", limit);
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl");
@@ -46,16 +48,66 @@ const Capability& capability() {
   return chosen;
 }
 
+template <typename E>
+const Kernels<E>& kernels() {
+  if constexpr (std::is_same_v<E, float>) {
+    return capability().float32;
+  } else if constexpr (std::is_same_v<E, double>) {
+    return capability().float64;
+  } else if constexpr (std::is_same_v<E, Fp16>) {
+    return capability().float16;
+  } else {
+    return capability().bfloat16;
+  }
+}
+
+// Calls `body` with an element of the dtype of `value`.
+template <typename Body>
+void dispatch(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Float: return body(float());
+    case ScalarType::Double: return body(double());
+    case ScalarType::Half: return body(Fp16());
+    default: return body(Bf16());
+  }
+}
+
+// Where all queries sample: locations and weights, or the offsets and logits of the fused operator
+// with its reference points.
 template <typename T>
-const Kernels<T>& kernels();
-template <>
-const Kernels<float>& kernels<float>() {
-  return capability().float32;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return capability().float64;
-}
+struct Samples {
+  const int64_t* level_sizes;
+  const int64_t* level_starts;
+  const T* locations;
+  const T* weights;
+  const T* reference;
+  int64_t reference_batch, reference_size;
+
+  // Head `m` of picture `b`, `levels` levels from `first` on.
+  template <typename E>
+  Slice<E> slice(const Sizes& n, int64_t b, int64_t m, int64_t first, int64_t levels) const {
+    const int64_t points = n.levels * n.points;
+    const int64_t point = (b * n.queries * n.heads + m) * points + first * n.points;
+    Slice<E> s{};
+    s.channels = n.channels, s.padded = kernels<E>().padded_channels(n.channels);
+    s.query_begin = 0, s.query_end = n.queries;
+    s.locations = locations + 2 * point;
+    s.weights = weights + point;
+    s.point_stride = n.heads * points;
+    s.levels = levels, s.points = n.points;
+    s.level_sizes = level_sizes + 2 * first;
+    s.level_starts = level_starts + first;
+    if (reference) {
+      s.reference_stride = n.levels * reference_size;
+      const int64_t picture = reference_batch == 1 ? 0 : b;
+      s.reference = reference + picture * n.queries * s.reference_stride + first * reference_size;
+      s.reference_size = reference_size;
+      s.all_points = points, s.skipped = first * n.points;
+    }
+    s.output_stride = n.heads * n.channels;
+    return s;
+  }
+};
 
 template <typename T>
 struct FreeMemory {
@@ -75,14 +127,7 @@ template <typename T>
 void pack(const T* from, int64_t stride, int64_t rows, int64_t channels, T* to, int64_t length) {
   for (int64_t r = 0; r < rows; ++r) {
     std::memcpy(to + r * length, from + r * stride, channels * sizeof(T));
-    std::fill(to + r * length + channels, to + (r + 1) * length, T(0));
-  }
-}
-
-template <typename T>
-void unpack(const T* from, int64_t length, int64_t rows, int64_t channels, T* to, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(to + r * stride, from + r * length, channels * sizeof(T));
+    std::fill(to + r * length + channels, to + (r + 1) * length, T{});
   }
 }
 
@@ -97,43 +142,34 @@ bool should_pack(const Sizes& n, int64_t padded) {
   return padded != n.channels || n.queries * n.levels * n.points >= 4 * n.tokens;
 }
 
-template <typename T>
-void forward(
-    const Sizes& n, const T* value, const int64_t* level_sizes, const int64_t* level_starts,
-    const T* locations, const T* weights, T* output) {
-  const Kernels<T>& kernel = kernels<T>();
+template <typename E, typename T>
+void forward(const Sizes& n, const E* value, const Samples<T>& samples, E* output) {
+  const Kernels<E>& kernel = kernels<E>();
   const int64_t padded = kernel.padded_channels(n.channels);
   const int64_t row = n.heads * n.channels;
   const int64_t slices = n.batch * n.heads;
   const int64_t slice_size = n.tokens * padded;
   const bool packed = should_pack(n, padded);
 
-  auto pack_slice = [&](int64_t i, T* to) {
-    const T* from = value + i / n.heads * n.tokens * row + i % n.heads * n.channels;
+  auto pack_slice = [&](int64_t i, E* to) {
+    const E* from = value + i / n.heads * n.tokens * row + i % n.heads * n.channels;
     pack(from, row, n.tokens, n.channels, to, padded);
   };
-  auto run = [&](int64_t i, const T* packed_value, int64_t query_begin, int64_t query_end) {
+  auto run = [&](int64_t i, const E* packed_value, int64_t query_begin, int64_t query_end) {
     const int64_t b = i / n.heads, m = i % n.heads;
-    Slice<T> s{};
+    Slice<E> s = samples.template slice<E>(n, b, m, 0, n.levels);
     s.value = packed_value ? packed_value : value + b * n.tokens * row + m * n.channels;
     s.value_stride = packed_value ? padded : row;
-    s.channels = n.channels, s.padded = padded;
+    s.sparse = !packed_value;
     s.query_begin = query_begin, s.query_end = query_end;
-    const int64_t points = n.levels * n.points;
-    s.point_stride = n.heads * points;
-    s.weights = weights + (b * n.queries * n.heads + m) * points;
-    s.locations = locations + 2 * (b * n.queries * n.heads + m) * points;
-    s.levels = n.levels, s.points = n.points;
-    s.level_sizes = level_sizes, s.level_starts = level_starts;
     s.output = output + b * n.queries * row + m * n.channels;
-    s.output_stride = row;
     kernel.forward(s);
   };
 
   if (packed && slices >= 2 * int64_t(torch::stable::get_num_threads())) {
     // Each thread copies a slice and works on it while the caches hold it.
     torch::stable::parallel_for(0, slices, grain(n, slices), [&](int64_t begin, int64_t end) {
-      const Buffer<T> copy = allocate<T>(slice_size);
+      const Buffer<E> copy = allocate<E>(slice_size);
       for (int64_t i = begin; i < end; ++i) {
         pack_slice(i, copy.get());
         run(i, copy.get(), 0, n.queries);
@@ -141,9 +177,9 @@ void forward(
     });
     return;
   }
-  Buffer<T> copies;
+  Buffer<E> copies;
   if (packed) {
-    copies = allocate<T>(slices * slice_size);
+    copies = allocate<E>(slices * slice_size);
     torch::stable::parallel_for(0, slices, grain(n, slices), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) pack_slice(i, copies.get() + i * slice_size);
     });
@@ -160,132 +196,255 @@ void forward(
   });
 }
 
-// Without packing, grad_value must hold zeros.
-template <typename T>
+// What a backward pass reads besides the samples, and what it writes.
+template <typename E, typename T>
+struct Gradients {
+  const E* grad_output;
+  const E* output;  // fused only
+  const E* value;
+  E* grad_value;
+  T* grad_locations;
+  T* grad_weights;
+  T* grad_reference;  // (B, M, Q, L, 2 or 4), of each head; null if not wanted
+};
+
+template <typename E, typename T>
 void backward(
-    const Sizes& n, bool packed, const T* grad_output, const T* value, const int64_t* level_sizes,
-    const int64_t* level_starts, const T* locations, const T* weights, T* grad_value,
-    T* grad_locations, T* grad_weights) {
-  const Kernels<T>& kernel = kernels<T>();
+    const Sizes& n, bool packed, const Samples<T>& samples, const Gradients<E, T>& tensors) {
+  const Kernels<E>& kernel = kernels<E>();
   const int64_t padded = kernel.padded_channels(n.channels);
   const int64_t row = n.heads * n.channels;
   const int64_t slices = n.batch * n.heads;
   const bool by_level = slices < 2 * int64_t(torch::stable::get_num_threads());
   const int64_t parts = by_level ? n.levels : 1;
   const int64_t tasks = slices * parts;
+  constexpr bool narrow = !std::is_same_v<E, T>;
+  if (!packed && !narrow) {
+    const int64_t bytes = n.batch * n.tokens * row * sizeof(E);
+    torch::stable::parallel_for(0, bytes, 1 << 18, [&](int64_t begin, int64_t end) {
+      std::memset(reinterpret_cast<char*>(tensors.grad_value) + begin, 0, end - begin);
+    });
+  }
   torch::stable::parallel_for(0, tasks, grain(n, tasks), [&](int64_t begin, int64_t end) {
-    // Of each row first the values, then the gradient: two buffers a multiple of 4096 bytes apart
-    // would make loads wait for stores that only seem to be to the same place.
+    // Where a slice is packed: of each row first the values, then the gradient. Two buffers a
+    // multiple of 4096 bytes apart would make loads wait for stores that only seem to be to the
+    // same place. 16-bit values that stay where they are still have gradients in T, in a buffer.
     Buffer<T> copy;
-    if (packed) copy = allocate<T>(n.tokens * 2 * padded);
+    if (packed || narrow) copy = allocate<T>(n.tokens * (packed ? 2 : 1) * padded);
     std::vector<int64_t> starts(n.levels);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / parts / n.heads, m = task / parts % n.heads;
       const int64_t first = by_level ? task % parts : 0;
       const int64_t levels = by_level ? 1 : n.levels;
       const int64_t last = first + levels - 1;
-      const int64_t rows =
-          level_starts[last] + level_sizes[2 * last] * level_sizes[2 * last + 1] -
-          level_starts[first];
+      const int64_t* const level_starts = samples.level_starts;
+      const int64_t rows = level_starts[last] +
+          samples.level_sizes[2 * last] * samples.level_sizes[2 * last + 1] - level_starts[first];
       for (int64_t l = 0; l < levels; ++l) {
         starts[l] = level_starts[first + l] - level_starts[first];
       }
       const int64_t offset = (b * n.tokens + level_starts[first]) * row + m * n.channels;
-      const int64_t points = n.levels * n.points;
-      const int64_t point = (b * n.queries * n.heads + m) * points + first * n.points;
-      Slice<T> s{};
+      Slice<E> s = samples.template slice<E>(n, b, m, first, levels);
+      s.level_starts = starts.data();
       if (packed) {
-        pack(value + offset, row, rows, n.channels, copy.get(), 2 * padded);
+        for (int64_t r = 0; r < rows; ++r) {
+          T* const to = copy.get() + r * 2 * padded;
+          kernel.widen(tensors.value + offset + r * row, to, n.channels);
+          std::fill(to + n.channels, to + 2 * padded, T(0));
+        }
+        s.wide_value = copy.get(), s.grad_value = copy.get() + padded;
+        s.grad_value_stride = 2 * padded;
+      } else {
+        s.value = tensors.value + offset, s.value_stride = row;
+        s.sparse = true;
+        if constexpr (narrow) {
+          std::fill(copy.get(), copy.get() + rows * padded, T(0));
+          s.grad_value = copy.get(), s.grad_value_stride = padded;
+        } else {
+          s.grad_value = tensors.grad_value + offset, s.grad_value_stride = row;
+        }
       }
-      s.value = packed ? copy.get() : value + offset;
-      s.grad_value = packed ? copy.get() + padded : grad_value + offset;
-      s.value_stride = packed ? 2 * padded : row;
-      s.channels = n.channels, s.padded = padded;
-      s.query_begin = 0, s.query_end = n.queries;
-      s.point_stride = n.heads * points;
-      s.weights = weights + point;
-      s.locations = locations + 2 * point;
-      s.grad_weights = grad_weights + point;
-      s.grad_locations = grad_locations + 2 * point;
-      s.levels = levels, s.points = n.points;
-      s.level_sizes = level_sizes + 2 * first, s.level_starts = starts.data();
-      s.grad_output = grad_output + b * n.queries * row + m * n.channels;
-      s.output_stride = row;
+      const int64_t point = s.weights - samples.weights;
+      s.grad_weights = tensors.grad_weights + point;
+      s.grad_locations = tensors.grad_locations + 2 * point;
+      const int64_t out = b * n.queries * row + m * n.channels;
+      s.grad_output = tensors.grad_output + out;
+      if (samples.reference) s.output = const_cast<E*>(tensors.output) + out;
+      if (tensors.grad_reference) {
+        s.grad_reference_stride = n.levels * samples.reference_size;
+        s.grad_reference = tensors.grad_reference +
+            (b * n.heads + m) * n.queries * s.grad_reference_stride +
+            first * samples.reference_size;
+      }
       kernel.backward(s);
-      if (packed) unpack(copy.get() + padded, 2 * padded, rows, n.channels, grad_value + offset, row);
+      if (packed || narrow) {
+        for (int64_t r = 0; r < rows; ++r) {
+          kernel.narrow(
+              s.grad_value + r * s.grad_value_stride, tensors.grad_value + offset + r * row,
+              n.channels);
+        }
+      }
     }
   });
 }
 
-void check_cpu(const Sizes& n, const Tensor& value, const Tensor& spatial_shapes) {
+// Sums (B, M, count) over the heads, and over the pictures if they share their reference points.
+template <typename T>
+void sum_heads(const Sizes& n, const T* per_head, int64_t count, bool shared, T* sums) {
+  const int64_t sets = shared ? 1 : n.batch;
+  const int64_t terms = shared ? n.batch * n.heads : n.heads;
+  torch::stable::parallel_for(0, sets * count, 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* from = per_head + i / count * terms * count + i % count;
+      T sum = 0;
+      for (int64_t k = 0; k < terms; ++k) sum += from[k * count];
+      sums[i] = sum;
+    }
+  });
+}
+
+}  // namespace
+
+namespace {
+
+// Level tables, and what else every pass needs, in memory without gaps for as long as it runs.
+struct Arguments {
+  Tensor value, sizes, starts, points, weights, reference;
+
+  template <typename T>
+  Samples<T> samples() const {
+    Samples<T> s{};
+    s.level_sizes = const_data<int64_t>(sizes);
+    s.level_starts = const_data<int64_t>(starts);
+    s.locations = const_data<T>(points);
+    s.weights = const_data<T>(weights);
+    if (reference.defined()) {
+      s.reference = const_data<T>(reference);
+      s.reference_batch = reference.size(0), s.reference_size = reference.size(3);
+    }
+    return s;
+  }
+};
+
+Arguments prepare(
+    const Sizes& n, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& level_start_index, const Tensor& points, const Tensor& weights,
+    const Tensor& reference) {
   check(value.is_cpu(), "value must be on the CPU");
   check(spatial_shapes.is_cpu(), "spatial_shapes must be on the CPU like value");
-  check(
-      value.scalar_type() == ScalarType::Float || value.scalar_type() == ScalarType::Double,
-      "value must be float32 or float64 on the CPU, got ", value.scalar_type());
   check(n.tokens < (int64_t(1) << 31), "value must have less than 2^31 tokens, got ", n.tokens);
+  Arguments a{dense(value), dense(spatial_shapes), dense(level_start_index), dense(points),
+              dense(weights), reference.defined() ? dense(reference) : reference};
+  check_levels(n, const_data<int64_t>(a.sizes), const_data<int64_t>(a.starts));
+  return a;
+}
+
+Tensor run_forward(const Sizes& n, const Arguments& a) {
+  Tensor output = torch::stable::new_empty(a.value, {n.batch, n.queries, n.heads * n.channels});
+  if (n.batch == 0 || n.queries == 0) return output;
+  dispatch(a.value.scalar_type(), [&](auto element) {
+    using E = decltype(element);
+    using T = typename Wide<E>::type;
+    forward<E, T>(n, const_data<E>(a.value), a.samples<T>(), data<E>(output));
+  });
+  return output;
+}
+
+// Gradients of value, points, weights and, if wanted, the reference points.
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
+    const Sizes& n, const Arguments& a, const Tensor& grad_output_, const Tensor& output_,
+    bool reference_grad) {
+  check_grad_output(n, grad_output_, a.value);
+  const Tensor grad_output = dense(grad_output_);
+  const Tensor output = output_.defined() ? dense(output_) : output_;
+  const bool nothing = n.batch == 0 || n.queries == 0;
+  Tensor grad_points = torch::stable::new_empty(a.points, a.points.sizes());
+  Tensor grad_weights = torch::stable::new_empty(a.weights, a.weights.sizes());
+  Tensor grad_value;
+  Tensor grad_reference = reference_grad
+      ? torch::stable::new_zeros(a.reference, a.reference.sizes())
+      : torch::stable::new_empty(a.weights, {0});
+  dispatch(a.value.scalar_type(), [&](auto element) {
+    using E = decltype(element);
+    using T = typename Wide<E>::type;
+    if (nothing) {
+      grad_value = torch::stable::new_zeros(a.value, a.value.sizes());
+      return;
+    }
+    const bool packed = should_pack(n, kernels<E>().padded_channels(n.channels));
+    grad_value = torch::stable::new_empty(a.value, a.value.sizes());
+    const Samples<T> samples = a.samples<T>();
+    const int64_t reference_count = n.queries * n.levels * samples.reference_size;
+    Buffer<T> per_head;
+    if (reference_grad) per_head = allocate<T>(n.batch * n.heads * reference_count);
+    Gradients<E, T> tensors{};
+    tensors.grad_output = const_data<E>(grad_output);
+    tensors.output = output.defined() ? const_data<E>(output) : nullptr;
+    tensors.value = const_data<E>(a.value);
+    tensors.grad_value = data<E>(grad_value);
+    tensors.grad_locations = data<T>(grad_points);
+    tensors.grad_weights = data<T>(grad_weights);
+    tensors.grad_reference = per_head.get();
+    backward<E, T>(n, packed, samples, tensors);
+    if (reference_grad) {
+      sum_heads<T>(
+          n, per_head.get(), reference_count, samples.reference_batch == 1,
+          data<T>(grad_reference));
+    }
+  });
+  return {grad_value, grad_points, grad_weights, grad_reference};
 }
 
 }  // namespace
 
 Tensor forward_cpu(
-    const Tensor& value_, const Tensor& spatial_shapes_, const Tensor& level_start_index_,
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
     const Tensor& sampling_locations, const Tensor& attention_weights) {
   const Sizes n = check_inputs(
-      value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
-  check_cpu(n, value_, spatial_shapes_);
-  const Tensor value = dense(value_);
-  const Tensor sizes = dense(spatial_shapes_), starts = dense(level_start_index_);
-  const Tensor locations = dense(sampling_locations);
-  const Tensor weights = dense(attention_weights);
-  check_levels(n, const_data<int64_t>(sizes), const_data<int64_t>(starts));
-  Tensor output = torch::stable::new_empty(value, {n.batch, n.queries, n.heads * n.channels});
-  if (n.batch == 0 || n.queries == 0) return output;
-  auto run = [&](auto zero) {
-    using T = decltype(zero);
-    forward<T>(
-        n, const_data<T>(value), const_data<int64_t>(sizes), const_data<int64_t>(starts),
-        const_data<T>(locations), const_data<T>(weights), data<T>(output));
-  };
-  value.scalar_type() == ScalarType::Double ? run(double()) : run(float());
-  return output;
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  return run_forward(
+      n, prepare(n, value, spatial_shapes, level_start_index, sampling_locations,
+                 attention_weights, Tensor()));
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(
-    const Tensor& grad_output_, const Tensor& value_, const Tensor& spatial_shapes_,
-    const Tensor& level_start_index_, const Tensor& sampling_locations,
+    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, bool /* deterministic: always */) {
   const Sizes n = check_inputs(
-      value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
-  check_cpu(n, value_, spatial_shapes_);
-  check_grad_output(n, grad_output_, value_);
-  const Tensor grad_output = dense(grad_output_);
-  const Tensor value = dense(value_);
-  const Tensor sizes = dense(spatial_shapes_), starts = dense(level_start_index_);
-  const Tensor locations = dense(sampling_locations);
-  const Tensor weights = dense(attention_weights);
-  check_levels(n, const_data<int64_t>(sizes), const_data<int64_t>(starts));
-  const bool is_double = value.scalar_type() == ScalarType::Double;
-  const int64_t padded = is_double ? kernels<double>().padded_channels(n.channels)
-                                   : kernels<float>().padded_channels(n.channels);
-  const bool nothing = n.batch == 0 || n.queries == 0;
-  const bool packed = !nothing && should_pack(n, padded);
-  Tensor grad_value = packed ? torch::stable::new_empty(value, value.sizes())
-                             : torch::stable::new_zeros(value, value.sizes());
-  Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
-  Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
-  if (!nothing) {
-    auto run = [&](auto zero) {
-      using T = decltype(zero);
-      backward<T>(
-          n, packed, const_data<T>(grad_output), const_data<T>(value),
-          const_data<int64_t>(sizes), const_data<int64_t>(starts), const_data<T>(locations),
-          const_data<T>(weights), data<T>(grad_value), data<T>(grad_locations),
-          data<T>(grad_weights));
-    };
-    is_double ? run(double()) : run(float());
-  }
-  return {grad_value, grad_locations, grad_weights};
+      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  const auto grads = run_backward(
+      n, prepare(n, value, spatial_shapes, level_start_index, sampling_locations,
+                 attention_weights, Tensor()),
+      grad_output, Tensor(), false);
+  return {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads)};
+}
+
+Tensor fused_forward_cpu(
+    const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& reference_points, const Tensor& sampling_offsets,
+    const Tensor& attention_logits) {
+  const Sizes n = check_fused_inputs(
+      value, spatial_shapes, level_start_index, reference_points, sampling_offsets,
+      attention_logits);
+  return run_forward(
+      n, prepare(n, value, spatial_shapes, level_start_index, sampling_offsets, attention_logits,
+                 reference_points));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward_cpu(
+    const Tensor& grad_output, const Tensor& output, const Tensor& value,
+    const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& reference_points, const Tensor& sampling_offsets,
+    const Tensor& attention_logits, bool reference_grad, bool /* deterministic: always */) {
+  const Sizes n = check_fused_inputs(
+      value, spatial_shapes, level_start_index, reference_points, sampling_offsets,
+      attention_logits);
+  check_output(n, "output", output, value);
+  return run_backward(
+      n, prepare(n, value, spatial_shapes, level_start_index, sampling_offsets, attention_logits,
+                 reference_points),
+      grad_output, output, reference_grad);
 }
 
 std::string cpu_capability() { return capability().name; }
@@ -307,6 +466,8 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY_IMPL(ddetr_plugin, CPU, m) {
   m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr::forward_cpu));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr::backward_cpu));
+  m.impl("ms_deform_attn_fused_forward", TORCH_BOX(&ddetr::fused_forward_cpu));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr::fused_backward_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddetr_plugin, CompositeExplicitAutograd, m) {

@@ -9,7 +9,7 @@ from torch import nn
 
 import ddetr_plugin.models.attention as attention
 from ddetr_plugin.models import FeatureLevels, MSDeformAttn
-from ddetr_plugin.ops import ms_deform_attn_reference
+from ddetr_plugin.ops import ms_deform_attn_fused_reference
 from ddetr_plugin.registry import MODELS
 
 
@@ -179,16 +179,16 @@ def test_padding_of_another_batch_is_refused_with_its_name():
         module(*(torch.zeros(GOOD[name]) for name in list(GOOD)[:3]), levels)
 
 
-def test_locations_stay_in_float32_under_bfloat16_autocast(monkeypatch):
+def test_offsets_stay_in_float32_under_bfloat16_autocast(monkeypatch):
     seen = {}
 
-    def spy(value, spatial_shapes, level_start_index, locations, weights):
-        seen[locations.dtype, torch.is_autocast_enabled('cpu')] = (value.dtype, locations, weights)
-        return ms_deform_attn_reference(
-            value, spatial_shapes, level_start_index, locations, weights
+    def spy(value, spatial_shapes, level_start_index, reference, offsets, logits):
+        seen[torch.is_autocast_enabled('cpu')] = (value.dtype, offsets, logits)
+        return ms_deform_attn_fused_reference(
+            value, spatial_shapes, level_start_index, reference, offsets, logits
         )
 
-    monkeypatch.setattr(attention, 'ms_deform_attn', spy)
+    monkeypatch.setattr(attention, 'ms_deform_attn_fused', spy)
     levels = make_levels([(100, 160)], ((800, 1280),) * 2)
     module = randomised(MSDeformAttn(16, 2, 1, 4))
     query, memory = torch.randn(2, 5, 16), torch.randn(2, 16000, 16)
@@ -197,12 +197,12 @@ def test_locations_stay_in_float32_under_bfloat16_autocast(monkeypatch):
     with torch.autocast('cpu', torch.bfloat16):
         # A query of 16 bits, as a layer before it would hand it over.
         output = module(query, memory, reference, levels)
-    (_, locations, weights), (value_dtype, low, low_weights) = seen.values()
-    assert low.dtype == low_weights.dtype == torch.float32
+    (_, offsets, logits), (value_dtype, low, low_logits) = seen.values()
+    assert low.dtype == low_logits.dtype == torch.float32
     assert value_dtype == output.dtype == torch.bfloat16
     # In cells of a map 160 wide; bfloat16 locations would be off by up to a third of a cell.
-    assert (low - locations).abs().max() * 160 < 1e-4
-    assert (low_weights - weights).abs().max() < 1e-6
+    assert (low - offsets).abs().max() < 1e-4
+    assert (low_logits - logits).abs().max() < 1e-5
     torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.05)
 
 

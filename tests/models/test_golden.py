@@ -8,7 +8,7 @@ import torch
 from golden import VARIANTS, load_golden
 
 import ddetr_plugin.models.attention as attention
-from ddetr_plugin.ops import ms_deform_attn_reference, native_load_error
+from ddetr_plugin.ops import ms_deform_attn_fused_reference, native_load_error
 
 # (outputs and losses, gradients), relative. The recording itself has float32 rounding.
 TOLERANCES = {'reference': (1e-5, 1e-4), 'native': (1e-4, 1e-4)}
@@ -22,7 +22,7 @@ def golden(request):
 @pytest.fixture(params=TOLERANCES)
 def tolerances(request, monkeypatch):
     if request.param == 'reference':
-        monkeypatch.setattr(attention, 'ms_deform_attn', ms_deform_attn_reference)
+        monkeypatch.setattr(attention, 'ms_deform_attn_fused', ms_deform_attn_fused_reference)
     elif native_load_error():
         pytest.skip(f'native op: {native_load_error()}')
     return TOLERANCES[request.param]

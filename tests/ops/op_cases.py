@@ -62,6 +62,23 @@ def case(
     return tuple(tensor.to(device) for tensor in tensors)
 
 
+def fused_case(reference_size=2, shared=False, **arguments):
+    """value, spatial_shapes, level_start_index, reference_points, offsets, logits.
+
+    The points are those of `case(**arguments)`. `shared` gives all pictures the same references.
+    """
+    value, shapes, starts, locations, logits = case(**arguments)
+    generator = torch.Generator().manual_seed(2)
+    batch, queries, _, levels, points, _ = locations.shape
+    reference = torch.rand(
+        1 if shared else batch, queries, levels, reference_size, generator=generator
+    ).to(locations)
+    reference = 0.2 + 0.6 * reference
+    place = reference[:, :, None, :, None]
+    unit = place[..., 2:] * 0.5 / points if reference_size == 4 else 1 / shapes.flip(-1)[:, None]
+    return value, shapes, starts, reference, (locations - place[..., :2]) / unit, logits
+
+
 def with_grad(arguments):
     """The same arguments as leaves that want gradients; the level tensors stay."""
     return tuple(

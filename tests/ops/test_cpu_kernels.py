@@ -7,26 +7,37 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import case, needs_native, outputs_and_gradients
+from op_cases import case, fused_case, needs_native, outputs_and_gradients
 
-from ddetr_plugin.ops import ms_deform_attn, native_load_error
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, native_load_error
 
 LEVELS = ('default', 'avx2', 'avx512')
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
-from op_cases import case, outputs_and_gradients
-from ddetr_plugin.ops import ms_deform_attn
-results = {
-    (channels, queries, str(dtype)): outputs_and_gradients(
-        ms_deform_attn, case(channels=channels, queries=queries, dtype=dtype)
-    )
-    for channels in (1, 8, 30, 32, 64, 71)
-    for queries in (4, 150)
-    for dtype in (torch.float32, torch.float64)
-}
+from op_cases import case, fused_case, outputs_and_gradients
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused
+results = {}
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for channels in (1, 8, 30, 32, 64, 71):
+        for queries in (4, 150):
+            for name, function, make in (
+                ('plain', ms_deform_attn, case),
+                ('fused', ms_deform_attn_fused, fused_case),
+            ):
+                value, *rest = make(channels=channels, queries=queries, dtype=wide)
+                results[name, channels, queries, str(dtype)] = outputs_and_gradients(
+                    function, (value.to(dtype), *rest)
+                )
 torch.save((torch.ops.ddetr_plugin.cpu_capability(), results), sys.argv[1])
 """
+TOLERANCES = {
+    'torch.float64': 1e-11,
+    'torch.float32': 2e-5,
+    'torch.float16': 2e-3,
+    'torch.bfloat16': 1e-2,
+}
 pytestmark = needs_native
 
 
@@ -50,11 +61,13 @@ def test_all_instruction_sets_agree(tmp_path):
         assert used == level
     for level in results:
         for key, baseline in results['default'].items():
-            # The cells are the same to the bit; sums differ by fused multiply-adds and order.
-            tolerance = 1e-11 if key[2] == 'torch.float64' else 2e-5
+            # The cells are the same to the bit; sums differ by fused multiply-adds and order, and
+            # round to neighbours where they are stored in 16 bits.
+            tolerance = TOLERANCES[key[-1]]
             for ours, theirs in zip(results[level][key], baseline):
                 scale = theirs.abs().max().clamp(min=1)
-                torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
+                ours, theirs = ours.double() / scale, theirs.double() / scale
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
 def test_an_unknown_instruction_set_is_refused():
@@ -78,16 +91,26 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
 # One picture and head (work cut by levels and queries), many (cut by head), not packed.
 @pytest.mark.parametrize('batch, heads, queries', [(1, 1, 900), (3, 4, 700), (1, 2, 20)])
-def test_the_number_of_threads_changes_no_bit(batch, heads, queries, dtype, threads):
+def test_the_number_of_threads_changes_no_bit(batch, heads, queries, dtype, fused, threads):
     assert native_load_error() is None
-    sizes = ((20, 23), (5, 7))
-    arguments = case(batch, queries, heads, 32, 4, sizes=sizes, dtype=dtype)
+    function, make = (ms_deform_attn_fused, fused_case) if fused else (ms_deform_attn, case)
+    value, *rest = make(
+        batch=batch,
+        queries=queries,
+        heads=heads,
+        channels=32,
+        points=4,
+        sizes=((20, 23), (5, 7)),
+        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+    )
+    arguments = (value.to(dtype), *rest)
     threads(1)
-    alone = outputs_and_gradients(ms_deform_attn, arguments)
+    alone = outputs_and_gradients(function, arguments)
     for count in (2, 5):
         threads(count)
-        together = outputs_and_gradients(ms_deform_attn, arguments)
+        together = outputs_and_gradients(function, arguments)
         assert all(torch.equal(a, b) for a, b in zip(alone, together))

@@ -1,0 +1,101 @@
+"""What is large, dynamic or run under a mode."""
+
+import os
+
+import pytest
+import torch
+from op_cases import case, fused_case, needs_native, with_grad
+
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
+
+pytestmark = needs_native
+
+
+def free_memory():
+    """Bytes; 0 where the system does not say."""
+    try:
+        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (ValueError, OSError):
+        return 0
+
+
+@pytest.mark.skipif(free_memory() < 10 << 30, reason='10 GiB of free memory are needed')
+def test_more_than_2_to_the_31_elements():
+    height, width, heads, channels = 4100, 4096, 2, 64
+    value = torch.zeros(1, height * width, heads, channels, dtype=torch.bfloat16)
+    assert value.numel() > 2**31
+    # Only the last cell is not zero: an index of 32 bits would miss it.
+    value[0, -1] = torch.arange(heads * channels).view(heads, channels)
+    centre = torch.tensor([(width - 0.5) / width, (height - 0.5) / height])
+    locations = centre.expand(1, 1, heads, 1, 1, 2)
+    output = ms_deform_attn(
+        value, [(height, width)], None, locations, torch.ones(1, 1, heads, 1, 1)
+    )
+    torch.testing.assert_close(
+        output[0, 0].float(), torch.arange(heads * channels).float(), rtol=0.02, atol=0
+    )
+
+
+@pytest.mark.parametrize('dynamic', [True, False])
+@pytest.mark.parametrize('fused', [False, True])
+def test_compiles_with_batch_queries_and_sizes_that_change(fused, dynamic):
+    function, make = (ms_deform_attn_fused, fused_case) if fused else (ms_deform_attn, case)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for batch, queries, sizes in ((2, 6, [(7, 5), (3, 4)]), (3, 9, [(8, 6), (4, 3)])):
+        arguments = make(batch=batch, queries=queries, sizes=sizes)
+        torch.testing.assert_close(compiled(*arguments), function(*arguments))
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_exports_with_a_dynamic_batch(fused):
+    function, make = (ms_deform_attn_fused, fused_case) if fused else (ms_deform_attn, case)
+
+    class Module(torch.nn.Module):
+        def forward(self, value, shapes, starts, *rest):
+            return function(value, shapes, starts, *rest)
+
+    arguments = make(batch=2)
+    batch = torch.export.Dim('batch', min=2, max=8)
+    shapes = tuple({0: batch} if tensor.is_floating_point() else None for tensor in arguments)
+    program = torch.export.export(
+        Module(), arguments, dynamic_shapes=(*shapes[:3], tuple(shapes[3:]))
+    )
+    larger = make(batch=5)
+    torch.testing.assert_close(program.module()(*larger), function(*larger))
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_autocast_leaves_value_and_coordinates_alone(fused):
+    function, make = (ms_deform_attn_fused, fused_case) if fused else (ms_deform_attn, case)
+    arguments = make(dtype=torch.float32, channels=32)
+    expected = function(*arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        output = function(*arguments)
+    assert output.dtype == torch.float32
+    assert torch.equal(output, expected)
+
+
+def test_deterministic_mode_is_what_the_cpu_does_anyway():
+    value, *rest = with_grad(case(queries=200, channels=32))
+    torch.use_deterministic_algorithms(True)
+    try:
+        grads = [
+            torch.autograd.grad(ms_deform_attn(value, *rest).square().sum(), value)[0]
+            for _ in range(2)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*grads)
+
+
+def test_a_model_of_another_dtype_moves_with_one_call():
+    value, shapes, starts, locations, weights = case(channels=16)
+    for dtype in (torch.float16, torch.bfloat16):
+        # Everything in 16 bits, as `model.half()` has it.
+        low = [x.to(dtype) for x in (value, locations, weights)]
+        output = ms_deform_attn(low[0], shapes, starts, *low[1:])
+        exact = ms_deform_attn_reference(
+            low[0].double(), shapes, starts, *(x.double() for x in low[1:])
+        )
+        assert (output - exact).norm() < 4e-3 * exact.norm()
