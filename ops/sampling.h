@@ -69,12 +69,15 @@ DDETR_BOTH S pixel_in_box(S centre, S side, S size, S share) {
   return pixel_of(sum(centre, product(product(share, side), S(0.5))), size);
 }
 
-// What a sample reads along one axis: two neighbouring cells.
+// What a sample reads along one axis: two neighbouring cells. Where one of them is off the map,
+// both are the other one, with half of its weight each. So code without branches reads no cell that
+// the sample does not read anyway, and multiplies none by a zero that is not the sample's own: a
+// NaN in `value` stays among the samples beside it, and infinity stays infinity.
 template <typename S>
 struct Axis {
-  int low, high;              // a cell off the map is replaced by the other one, which is on it
-  S low_weight, high_weight;  // zero for a cell off the map
-  S low_slope, high_slope;    // derivatives of the weights by the pixel: -1 and 1, or zero
+  int low, high;
+  S low_weight, high_weight;
+  S low_slope, high_slope;  // derivatives of the weights by the pixel
 };
 
 // Whether a sample at this pixel reads anything on this axis. NaN fails the comparisons.
@@ -90,21 +93,18 @@ DDETR_BOTH Axis<S> axis_at(S pixel, int size) {
   const S whole = floor(pixel), fraction = pixel - whole;
   const int low = static_cast<int>(whole), high = low + 1;
   const bool low_in = low >= 0, high_in = high < size;
+  const S below = S(1) - fraction, half = S(0.5);
   Axis<S> axis;
   axis.low = low_in ? low : 0;
   axis.high = high_in ? high : size - 1;
-  axis.low_weight = low_in ? S(1) - fraction : S(0);
-  axis.high_weight = high_in ? fraction : S(0);
-  axis.low_slope = low_in ? S(-1) : S(0);
-  axis.high_slope = high_in ? S(1) : S(0);
+  axis.low_weight = low_in ? (high_in ? below : half * below) : half * fraction;
+  axis.high_weight = high_in ? (low_in ? fraction : half * fraction) : half * below;
+  axis.low_slope = low_in ? (high_in ? S(-1) : -half) : half;
+  axis.high_slope = high_in ? (low_in ? S(1) : half) : -half;
   return axis;
 }
 
 // Corners are numbered (y low, x low), (y low, x high), (y high, x low), (y high, x high).
-//
-// A corner off the map has weight zero and the row of a corner of the same sample that is on it.
-// So code without branches reads no cell that the sample does not read anyway, and a NaN in
-// `value` stays among the samples beside it.
 template <typename S>
 struct Corners {
   int row[4];

@@ -1,4 +1,4 @@
-// The CUDA kernels; no torch in here. README.md explains the design.
+// The CUDA kernels. ../README.md explains the design.
 //
 // One row is a (picture, query, head). `lanes` lanes of a warp hold its channels, Vec neighbouring
 // ones each, and `split` such groups share its samples. Kernels alternate between two phases that
@@ -15,10 +15,13 @@
 #include <type_traits>
 
 #include "../sampling.h"
+#include "launch.h"
 
 namespace ddetr {
 
-constexpr int kThreads = 256;
+// Blocks that a multiprocessor shall hold at least. Without a number the compiler aims for more, and
+// moves numbers out of registers for it.
+constexpr int kBlocks = 2;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -102,7 +105,7 @@ __device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __floa
 __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
-// Of a sum of softmax, one or more: no special cases.
+// Of one or more, below 2^126: no special cases.
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
 
@@ -127,7 +130,7 @@ __device__ __forceinline__ T* at_row(T* base, int row, unsigned stride) {
 }
 
 // Adds weight * factor to Vec neighbouring numbers in memory, in one operation where the hardware
-// has it. Nothing happens at weight zero: corners off the map have it, and cells not theirs.
+// has it. Nothing happens at weight zero, which samples have that read nothing.
 template <int Vec, typename S>
 __device__ __forceinline__ void add_to(S* target, S weight, const S (&factor)[Vec]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -375,6 +378,7 @@ struct FusedPoints {
 template <typename S, int Lanes, int Split>
 struct Plan {
   static constexpr bool kExact = Lanes > 0;
+  static constexpr int kBlocks = kExact ? 3 : ddetr::kBlocks;
   // Samples that a lane works out per round.
   static constexpr int kPerLane = sizeof(S) > 4 || Lanes * Split >= 16 ? 1 : 2;
   // Samples of a warp's rows per round; each row's are one more apart, for the memory banks.
@@ -429,7 +433,8 @@ struct Exchange {
 };
 
 template <typename T, int Vec, int Lanes, int Split, typename Points>
-__global__ void __launch_bounds__(kThreads) forward_kernel(
+__global__ void
+__launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks) forward_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels,
     const Mapping mapping, const Points points, const T* __restrict__ value,
     T* __restrict__ output) {
@@ -473,47 +478,58 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
     for (int first = 0; first < total; first += round) {
       Samples<S, P::kPerLane> samples;
       samples.find(n, points, mine, table, row, first, total);
-      bool idle = false;
+      // What the loop below looks at: all samples of this round, and entries that fill its turns.
+      const int count = min(round, total - first), per_turn = kUnroll * split;
+      const int looked_at = (count + per_turn - 1) & -per_turn;
+      bool idle = false, takes[P::kPerLane];
+      Quad<S> found_weights[P::kPerLane];
       Quad<int> found_rows[P::kPerLane];
 #pragma unroll
       for (int k = 0; k < P::kPerLane; ++k) {
-        Quad<S> weight;
-        samples.corners(k, weight, found_rows[k]);
-        weights[k * row_lanes + row.lane] = weight;
-        idle |= !samples.reads[k];
+        samples.corners(k, found_weights[k], found_rows[k]);
+        takes[k] = !samples.reads[k] & (k * row_lanes + row.lane < looked_at);
+        idle |= takes[k];
       }
-      // A sample that reads nothing, and an entry without a sample, borrows at weight zero the
-      // cells of another one of its row: the loop below has no branch, and a NaN still goes
-      // nowhere else.
+      // A sample that reads nothing, and an entry without a sample, takes over a part of another
+      // sample of its row. So the loop below needs no branch, and multiplies nothing by a zero of
+      // its own making, which infinity would turn into NaN.
       bool any_reads = true;
       if (__any_sync(kAllLanes, idle)) {
-        bool lends = samples.reads[0];
-        Quad<int> lent = found_rows[0];
-        if (P::kPerLane > 1 && !lends) {
-          lends = samples.reads[P::kPerLane - 1];
-          lent = found_rows[P::kPerLane - 1];
+        constexpr int kLast = P::kPerLane - 1;
+        const int lent = samples.reads[0] ? 0 : kLast;
+        const unsigned lenders = __ballot_sync(kAllLanes, samples.reads[0] | samples.reads[kLast]);
+        any_reads = (lenders & row_mask) != 0;
+        const int lender = any_reads ? __ffs(int(lenders & row_mask)) - 1 : lane;
+        int takers = 1;
+#pragma unroll
+        for (int k = 0; k <= kLast; ++k) {
+          takers += __popc(__ballot_sync(kAllLanes, takes[k]) & row_mask);
         }
-        const unsigned lenders = __ballot_sync(kAllLanes, lends) & row_mask;
-        any_reads = lenders != 0;
-        const int lender = any_reads ? __ffs(int(lenders)) - 1 : lane;
+        const S part = reciprocal(S(takers));
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const int borrowed = __shfl_sync(kAllLanes, lent.at[c], lender);
+          const int cell = __shfl_sync(
+              kAllLanes, lent == 0 ? found_rows[0].at[c] : found_rows[kLast].at[c], lender);
+          const S weight = __shfl_sync(
+              kAllLanes, lent == 0 ? found_weights[0].at[c] : found_weights[kLast].at[c], lender);
 #pragma unroll
-          for (int k = 0; k < P::kPerLane; ++k) {
-            if (!samples.reads[k]) found_rows[k].at[c] = borrowed;
+          for (int k = 0; k <= kLast; ++k) {
+            if (takes[k] || (lane == lender && k == lent)) {
+              found_rows[k].at[c] = cell;
+              found_weights[k].at[c] = weight * part;
+            }
           }
         }
       }
 #pragma unroll
-      for (int k = 0; k < P::kPerLane; ++k) rows[k * row_lanes + row.lane] = found_rows[k];
+      for (int k = 0; k < P::kPerLane; ++k) {
+        weights[k * row_lanes + row.lane] = found_weights[k];
+        rows[k * row_lanes + row.lane] = found_rows[k];
+      }
       __syncwarp();
       if (any_reads) {
-        const int count = min(round, total - first);
-        // Entries up to the end of the round are filled in, and their number is a multiple of
-        // kUnroll * split.
 #pragma unroll 1
-        for (int j = group; j < count; j += kUnroll * split) {
+        for (int j = group; j < looked_at; j += per_turn) {
           Pack<T, Vec> cell[kUnroll][4];
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
@@ -599,7 +615,8 @@ struct Slices {
 // grad_value is float32 (float64) and holds zeros, or is null: then only the samples' gradients
 // are wanted.
 template <typename T, int Vec, int Lanes, int Split, typename Points>
-__global__ void __launch_bounds__(kThreads) backward_kernel(
+__global__ void
+__launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks) backward_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels,
     const Mapping mapping, const Points points, const T* __restrict__ grad_output,
     const T* __restrict__ output, const T* __restrict__ value,
@@ -728,7 +745,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
 // The references' gradient from the locations': sums over heads and points, and over the pictures
 // that share a reference. One thread per (reference batch, query, level).
 template <typename S, int Size>
-__global__ void __launch_bounds__(kThreads) reference_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) reference_kernel(
     const __grid_constant__ Extent n, const FusedPoints<S, Size> points,
     S* __restrict__ grad_references) {
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -768,7 +785,7 @@ __device__ __forceinline__ uint32_t last_key(const Extent& n) {
 
 // One warp per (query, head).
 template <typename S, typename Points>
-__global__ void __launch_bounds__(kThreads) key_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) key_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels,
     const Points points, int picture, uint32_t* __restrict__ keys, uint32_t* __restrict__ samples,
     Place<S>* __restrict__ places) {
@@ -801,7 +818,7 @@ __global__ void __launch_bounds__(kThreads) key_kernel(
 
 // starts[k] is where key k and later ones begin among the sorted keys; up to the last key.
 template <typename Count>
-__global__ void __launch_bounds__(kThreads) start_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) start_kernel(
     const __grid_constant__ Extent n, const uint32_t* __restrict__ keys, Count count,
     uint32_t* __restrict__ starts) {
   const int64_t key = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -820,7 +837,7 @@ __global__ void __launch_bounds__(kThreads) start_kernel(
 
 // `lanes` lanes per (cell, head) of one picture.
 template <typename T, int Vec>
-__global__ void __launch_bounds__(kThreads) ordered_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) ordered_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels, int lanes,
     int picture, const uint32_t* __restrict__ starts, const uint32_t* __restrict__ samples,
     const Place<typename SumOf<T>::type>* __restrict__ places, const T* __restrict__ grad_output,
@@ -853,7 +870,7 @@ __global__ void __launch_bounds__(kThreads) ordered_kernel(
         const Place<S> place = places[sample];
         const auto along_x = axis_at(place.x, level.width);
         const auto along_y = axis_at(place.y, level.height);
-        // Both cells of an axis may be the same one; then one of the weights is zero.
+        // Both cells of an axis may be the same one.
         const S weight_x = (along_x.low == column ? along_x.low_weight : S(0)) +
             (along_x.high == column ? along_x.high_weight : S(0));
         const S weight_y = (along_y.low == line ? along_y.low_weight : S(0)) +

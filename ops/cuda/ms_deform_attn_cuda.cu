@@ -1,8 +1,5 @@
 // The CUDA backend: checks, memory and launches. The kernels are in kernels.cuh.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
+#include "ms_deform_attn_cuda.h"
 
 #include <algorithm>
 #include <climits>
@@ -10,8 +7,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../ms_deform_attn.h"
 #include "kernels.cuh"
+#include "launch.h"
 #include "sort.h"
 
 namespace ddetr {
@@ -52,7 +49,7 @@ Extent extent_of(const Sizes& n) {
 LevelTable read_table(const Sizes& n, const Tensor& sizes, const Tensor& starts) {
   LevelTable table{};
   const int64_t *size = const_data<int64_t>(sizes), *start = const_data<int64_t>(starts);
-  if (!sizes.is_cpu()) {
+  if (!readable_by_host(sizes)) {
     table.sizes = size;
     table.starts = start;
     return table;
@@ -62,13 +59,6 @@ LevelTable read_table(const Sizes& n, const Tensor& sizes, const Tensor& starts)
     table.host[l] = {int(size[2 * l]), int(size[2 * l + 1]), int(start[l])};
   }
   return table;
-}
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 unsigned blocks_for(int64_t items, int64_t per_block) {
@@ -81,7 +71,7 @@ unsigned blocks_for(int64_t items, int64_t per_block) {
 struct Call {
   Extent n;
   LevelTable levels;
-  cudaStream_t stream;
+  Stream stream;
 
   bool few_rows() const { return int64_t(n.batch) * n.queries * n.heads < kFewRows; }
 
@@ -147,11 +137,12 @@ template <typename T, typename Points>
 void launch_forward(
     const Call& call, const Points& points, const Tensor& value, const Tensor& output) {
   with_plan<T>(call, [&](auto vec, auto lanes, auto split, const Mapping& mapping) {
-    forward_kernel<T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value>
-        <<<call.grid(mapping), kThreads, 0, call.stream>>>(
-            call.n, call.levels, mapping, points, const_data<T>(value), data<T>(output));
+    launch(
+        forward_kernel<
+            T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value, Points>,
+        call.grid(mapping), call.stream, call.n, call.levels, mapping, points,
+        const_data<T>(value), data<T>(output));
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // `sums` may be null, `output` of the forward is read for fused points only.
@@ -160,12 +151,12 @@ void launch_backward(
     const Call& call, const Points& points, const Tensor& grad_output, const T* output,
     const Tensor& value, typename SumOf<T>::type* sums) {
   with_plan<T>(call, [&](auto vec, auto lanes, auto split, const Mapping& mapping) {
-    backward_kernel<T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value>
-        <<<call.grid(mapping), kThreads, 0, call.stream>>>(
-            call.n, call.levels, mapping, points, const_data<T>(grad_output), output,
-            const_data<T>(value), sums);
+    launch(
+        backward_kernel<
+            T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value, Points>,
+        call.grid(mapping), call.stream, call.n, call.levels, mapping, points,
+        const_data<T>(grad_output), output, const_data<T>(value), sums);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // grad_value in an order that is always the same; picture by picture, for the memory's sake.
@@ -196,30 +187,29 @@ Tensor ordered_grad_value(
   int lanes = 1;
   while (lanes < kWarp && lanes * (wide ? kWide : 1) < n.channels) lanes *= 2;
   for (int picture = 0; picture < n.batch; ++picture) {
-    key_kernel<S><<<dim3(blocks_for(n.queries, kWarps), n.heads), kThreads, 0, call.stream>>>(
-        n, call.levels, points, picture, data<uint32_t>(keys), data<uint32_t>(samples),
+    launch(
+        key_kernel<S, Points>, dim3(blocks_for(n.queries, kWarps), n.heads), call.stream, n,
+        call.levels, points, picture, data<uint32_t>(keys), data<uint32_t>(samples),
         data<Place<S>>(places));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
     sort_by_key(
         scratch.mutable_data_ptr(), scratch_bytes, data<uint32_t>(keys),
         data<uint32_t>(sorted_keys), data<uint32_t>(samples), data<uint32_t>(sorted_samples),
         int(count), key_bits, call.stream);
-    start_kernel<<<blocks_for(last + 1, kThreads), kThreads, 0, call.stream>>>(
-        n, data<uint32_t>(sorted_keys), uint32_t(count), data<uint32_t>(starts));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(
+        start_kernel<uint32_t>, dim3(blocks_for(last + 1, kThreads)), call.stream, n,
+        const_data<uint32_t>(sorted_keys), uint32_t(count), data<uint32_t>(starts));
     auto gather = [&](auto vec) {
-      ordered_kernel<T, decltype(vec)::value>
-          <<<blocks_for(last, kThreads / lanes), kThreads, 0, call.stream>>>(
-              n, call.levels, lanes, picture, data<uint32_t>(starts),
-              data<uint32_t>(sorted_samples), data<Place<S>>(places), const_data<T>(grad_output),
-              data<T>(grad_value));
+      launch(
+          ordered_kernel<T, decltype(vec)::value>, dim3(blocks_for(last, kThreads / lanes)),
+          call.stream, n, call.levels, lanes, picture, const_data<uint32_t>(starts),
+          const_data<uint32_t>(sorted_samples), const_data<Place<S>>(places),
+          const_data<T>(grad_output), data<T>(grad_value));
     };
     if (wide) {
       gather(Constant<kWide>());
     } else {
       gather(Constant<1>());
     }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   return grad_value;
 }
@@ -291,8 +281,8 @@ Tensor forward_cuda(
     const Tensor& sampling_locations, const Tensor& attention_weights) {
   const Sizes n = check_inputs(
       value_, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  check(value_.is_cuda(), "value must be on a CUDA device");
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
+  check(on_gpu(value_), "value must be on a CUDA device");
+  const DeviceGuard guard(value_.get_device_index());
   const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
   const Call call = prepare(n, value_, sizes, starts);
   if (nothing_to_do(n)) {
@@ -316,9 +306,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_cuda(
     const Tensor& attention_weights, bool deterministic) {
   const Sizes n = check_inputs(
       value_, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  check(value_.is_cuda(), "value must be on a CUDA device");
+  check(on_gpu(value_), "value must be on a CUDA device");
   check_grad_output(n, grad_output_, value_);
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
+  const DeviceGuard guard(value_.get_device_index());
   const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
   const Call call = prepare(n, value_, sizes, starts);
   if (nothing_to_do(n)) {
@@ -347,8 +337,8 @@ Tensor fused_forward_cuda(
   const Sizes n = check_fused_inputs(
       value_, spatial_shapes, level_start_index, reference_points, sampling_offsets,
       attention_logits);
-  check(value_.is_cuda(), "value must be on a CUDA device");
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
+  check(on_gpu(value_), "value must be on a CUDA device");
+  const DeviceGuard guard(value_.get_device_index());
   const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
   const Call call = prepare(n, value_, sizes, starts);
   if (nothing_to_do(n)) {
@@ -378,14 +368,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward_cuda(
   const Sizes n = check_fused_inputs(
       value_, spatial_shapes, level_start_index, reference_points, sampling_offsets,
       attention_logits);
-  check(value_.is_cuda(), "value must be on a CUDA device");
+  check(on_gpu(value_), "value must be on a CUDA device");
   check_grad_output(n, grad_output_, value_);
   check(
       output_.dim() == 3 && shape_of(output_) == shape_of(grad_output_) &&
           output_.scalar_type() == value_.scalar_type() && output_.device() == value_.device(),
       "output must be the forward's result, like grad_output ", shape_of(grad_output_), ", got ",
       shape_of(output_));
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
+  const DeviceGuard guard(value_.get_device_index());
   const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
   const Call call = prepare(n, value_, sizes, starts);
   Tensor grad_references = reference_grad ? zeros_like(reference_points)
@@ -414,19 +404,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward_cuda(
           backward<T>(call, points, grad_output, const_data<T>(output), value, deterministic);
       if (!reference_grad) return;
       const int64_t threads = references.size(0) * n.queries * n.levels;
-      reference_kernel<<<blocks_for(threads, kThreads), kThreads, 0, call.stream>>>(
-          call.n, points, data<S>(grad_references));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      launch(
+          reference_kernel<S, decltype(size)::value>, dim3(blocks_for(threads, kThreads)),
+          call.stream, call.n, points, data<S>(grad_references));
     });
   });
   return {grad_value, grad_offsets, grad_logits, grad_references};
 }
 
 }  // namespace ddetr
-
-STABLE_TORCH_LIBRARY_IMPL(ddetr_plugin, CUDA, m) {
-  m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr::forward_cuda));
-  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr::backward_cuda));
-  m.impl("ms_deform_attn_fused_forward", TORCH_BOX(&ddetr::fused_forward_cuda));
-  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ddetr::fused_backward_cuda));
-}

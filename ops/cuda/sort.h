@@ -1,10 +1,10 @@
 // Sorts by integer keys, keeping the order of equal ones.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
+
+#include "launch.h"
 
 namespace ddetr {
 
@@ -14,6 +14,6 @@ size_t sort_scratch_bytes(int count, int key_bits);
 // Looks at the lowest `key_bits` of the keys.
 void sort_by_key(
     void* scratch, size_t scratch_bytes, const uint32_t* keys, uint32_t* sorted_keys,
-    const uint32_t* items, uint32_t* sorted_items, int count, int key_bits, cudaStream_t stream);
+    const uint32_t* items, uint32_t* sorted_items, int count, int key_bits, Stream stream);
 
 }  // namespace ddetr
