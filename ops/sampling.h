@@ -80,10 +80,11 @@ struct Axis {
   S low_slope, high_slope;  // derivatives of the weights by the pixel
 };
 
-// Whether a sample at this pixel reads anything on this axis. NaN fails the comparisons.
+// Whether a sample at this pixel reads anything on this axis. NaN fails the comparisons, and so does
+// every pixel of an axis of -1 cells, which stands for a level that does not exist.
 template <typename S>
 DDETR_BOTH bool on_map(S pixel, int size) {
-  return (size > 0) & (pixel > S(-1)) & (pixel < S(size));
+  return (pixel > S(-1)) & (pixel < S(size));
 }
 
 // Only for pixels on the map.
@@ -93,14 +94,14 @@ DDETR_BOTH Axis<S> axis_at(S pixel, int size) {
   const S whole = floor(pixel), fraction = pixel - whole;
   const int low = static_cast<int>(whole), high = low + 1;
   const bool low_in = low >= 0, high_in = high < size;
-  const S below = S(1) - fraction, half = S(0.5);
+  const S part = low_in & high_in ? S(1) : S(0.5), rest = S(1) - fraction;
   Axis<S> axis;
   axis.low = low_in ? low : 0;
   axis.high = high_in ? high : size - 1;
-  axis.low_weight = low_in ? (high_in ? below : half * below) : half * fraction;
-  axis.high_weight = high_in ? (low_in ? fraction : half * fraction) : half * below;
-  axis.low_slope = low_in ? (high_in ? S(-1) : -half) : half;
-  axis.high_slope = high_in ? (low_in ? S(1) : half) : -half;
+  axis.low_weight = part * (low_in ? rest : fraction);
+  axis.high_weight = part * (high_in ? fraction : rest);
+  axis.low_slope = low_in ? -part : part;
+  axis.high_slope = high_in ? part : -part;
   return axis;
 }
 

@@ -10,6 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -41,6 +42,11 @@ template <>
 struct SumOf<double> {
   using type = double;
 };
+
+template <typename S>
+constexpr S kLargest = FLT_MAX;
+template <>
+constexpr double kLargest<double> = DBL_MAX;
 
 struct alignas(16) Level {
   int height, width, start;
@@ -130,33 +136,28 @@ __device__ __forceinline__ T* at_row(T* base, int row, unsigned stride) {
 }
 
 // Adds weight * factor to Vec neighbouring numbers in memory, in one operation where the hardware
-// has it. Nothing happens at weight zero, which samples have that read nothing.
+// has it.
 template <int Vec, typename S>
 __device__ __forceinline__ void add_to(S* target, S weight, const S (&factor)[Vec]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (Vec == 4 && sizeof(S) == 4) {
-    // What atomicAdd(float4*) compiles to, but with a predicate instead of a branch around it.
-    asm volatile(
-        "{\n"
-        ".reg .pred wanted;\n"
-        "setp.neu.f32 wanted, %5, 0f00000000;\n"
-        "@wanted red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n"
-        "}"
-        :
-        : "l"(__cvta_generic_to_global(target)), "f"(weight * factor[0]),
-          "f"(weight * factor[1]), "f"(weight * factor[2]), "f"(weight * factor[3]), "f"(weight)
-        : "memory");
-    return;
-  }
+  constexpr bool kAtOnce = Vec == 4 && sizeof(S) == 4;
+#else
+  constexpr bool kAtOnce = false;
 #endif
-  if (weight != S(0)) {
+  if constexpr (kAtOnce) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(target)), "f"(weight * factor[0]),
+                   "f"(weight * factor[1]), "f"(weight * factor[2]), "f"(weight * factor[3])
+                 : "memory");
+  } else {
 #pragma unroll
     for (int v = 0; v < Vec; ++v) atomicAdd(target + v, weight * factor[v]);
   }
 }
 
-// Reads the level numbers into shared memory. A level that does not fit `value` becomes an empty
-// one: nobody has checked numbers that lie in device memory.
+// Reads the level numbers into shared memory. A level that does not fit `value` becomes one
+// that no sample reads: nobody has checked numbers that lie in device memory.
 __device__ __forceinline__ void read_levels(
     const Extent& n, const LevelTable& levels, Level* table) {
 #pragma unroll 1
@@ -169,7 +170,7 @@ __device__ __forceinline__ void read_levels(
     const int64_t start = levels.starts[l];
     const bool fits = height > 0 && width > 0 && height <= n.tokens && width <= n.tokens &&
         start >= 0 && start <= n.tokens - height * width;
-    table[l] = fits ? Level{int(height), int(width), int(start)} : Level{0, 0, 0};
+    table[l] = fits ? Level{int(height), int(width), int(start)} : Level{-1, 1, 0};
   }
   __syncthreads();
 }
@@ -245,6 +246,7 @@ struct PlainPoints {
     int64_t first;
   };
 
+  template <int AtOnce>
   __device__ __forceinline__ OfRow of_row(const Extent& n, const Row& row) const {
     return {row.index(n) * (n.levels * n.points)};
   }
@@ -289,12 +291,8 @@ struct FusedPoints {
     S highest, scale;  // softmax: attention is exp(logit - highest) * scale
   };
 
-  // The logit that is k turns of the row's lanes after i; past the end, one without weight.
-  static __device__ __forceinline__ S logit(
-      const S* logits, int i, int k, const Row& row, int total) {
-    return i + k * row.lanes < total ? logits[i + k * row.lanes] : S(-INFINITY);
-  }
-
+  // Asks for AtOnce logits of a lane before the first one arrives.
+  template <int AtOnce>
   __device__ __forceinline__ OfRow of_row(const Extent& n, const Row& row) const {
     const int total = n.levels * n.points;
     OfRow r;
@@ -303,25 +301,28 @@ struct FusedPoints {
         shared_references ? row.query : int64_t(row.picture) * n.queries + row.query;
     r.reference = references + query * (n.levels * Size);
     const S* mine = logits + r.first;
-    // Of max(NaN, x) only x is left, but the sum is NaN all the same.
-    r.highest = -INFINITY;
+    // Of max(NaN, x) only x is left, but the sum is NaN all the same. Not infinity, which would
+    // be subtracted from itself by lanes without logits.
+    S highest = -kLargest<S>, weight = 0;
 #pragma unroll 1
-    for (int i = row.lane; i < total; i += 4 * row.lanes) {
+    for (int i = row.lane; i < total; i += AtOnce * row.lanes) {
+      S found[AtOnce];
+      const S before = highest;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) r.highest = fmax(r.highest, logit(mine, i, k, row, total));
+      for (int k = 0; k < AtOnce; ++k) {
+        found[k] = i + k * row.lanes < total ? mine[i + k * row.lanes] : S(-INFINITY);
+        highest = fmax(highest, found[k]);
+      }
+      weight *= exponential(before - highest);
+#pragma unroll
+      for (int k = 0; k < AtOnce; ++k) weight += exponential(found[k] - highest);
     }
+    r.highest = highest;
     for (int distance = 1; distance < row.lanes; distance *= 2) {
       r.highest = fmax(r.highest, __shfl_xor_sync(kAllLanes, r.highest, distance));
     }
-    S total_weight = 0;
-#pragma unroll 1
-    for (int i = row.lane; i < total; i += 4 * row.lanes) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        total_weight += exponential(logit(mine, i, k, row, total) - r.highest);
-      }
-    }
-    r.scale = reciprocal(sum_over(total_weight, 1, row.lanes));
+    weight *= exponential(highest - r.highest);
+    r.scale = reciprocal(sum_over(weight, 1, row.lanes));
     return r;
   }
 
@@ -378,9 +379,11 @@ struct FusedPoints {
 template <typename S, int Lanes, int Split>
 struct Plan {
   static constexpr bool kExact = Lanes > 0;
-  static constexpr int kBlocks = kExact ? 3 : ddetr::kBlocks;
+  static constexpr int kForwardBlocks = kExact ? 3 : kBlocks;
+  // Logits that a lane reads at once: for rows of 16 samples, all of them.
+  static constexpr int kLogits = kExact ? (Lanes * Split < 16 ? 16 / (Lanes * Split) : 1) : 2;
   // Samples that a lane works out per round.
-  static constexpr int kPerLane = sizeof(S) > 4 || Lanes * Split >= 16 ? 1 : 2;
+  static constexpr int kPerLane = sizeof(S) > 4 || !kExact || Lanes * Split >= 16 ? 1 : 2;
   // Samples of a warp's rows per round; each row's are one more apart, for the memory banks.
   static constexpr int kEntries =
       kWarp * kPerLane + kWarp / (kExact ? Lanes * Split : kMinLanes);
@@ -414,13 +417,14 @@ struct Samples {
     }
   }
 
-  // Weights of zero and the first row for a sample that reads nothing.
+  // Weights of zero for a sample that reads nothing; then no row of `value` need be in `row`.
   __device__ __forceinline__ void corners(int k, Quad<S>& weight, Quad<int>& row) const {
-    const auto found = corners_of(x[k], y[k], start[k], width[k], attention[k]);
+    const auto found =
+        corners_of(x[k], y[k], start[k], width[k], reads[k] ? attention[k] : S(0));
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      weight.at[c] = reads[k] ? found.weight[c] : S(0);
-      row.at[c] = reads[k] ? found.row[c] : 0;
+      weight.at[c] = found.weight[c];
+      row.at[c] = found.row[c];
     }
   }
 };
@@ -434,7 +438,7 @@ struct Exchange {
 
 template <typename T, int Vec, int Lanes, int Split, typename Points>
 __global__ void
-__launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks) forward_kernel(
+__launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kForwardBlocks) forward_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels,
     const Mapping mapping, const Points points, const T* __restrict__ value,
     T* __restrict__ output) {
@@ -459,7 +463,7 @@ __launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks
   row.query = found >= 0 ? found : 0;
   const unsigned row_mask =
       row_lanes == kWarp ? kAllLanes : ((1u << row_lanes) - 1) << (lane - row.lane);
-  const auto mine = points.of_row(n, row);
+  const auto mine = points.template of_row<P::kLogits>(n, row);
 
   const int entry = lane / row_lanes * (round + 1);
   Quad<S>* const weights = exchange.weight[warp] + entry;
@@ -566,18 +570,23 @@ __launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks
   }
 }
 
-// Adds up each of four numbers over `lanes` lanes, at least four of them: the halves of the lanes
-// trade two numbers for two, then one for one. Lane 0 of each quarter has the number `which` of it.
+// Adds up the four numbers of each of four samples over `lanes` lanes, at least four of them: the
+// halves of the lanes trade two samples for two, then one for one. So every quarter of the lanes
+// gets the sums of one sample, the first quarter those of the first.
 template <typename S>
-__device__ __forceinline__ S sum_four(const S (&x)[4], int slice, int lanes, int& which) {
+__device__ __forceinline__ Quad<S> sum_samples(const S (&x)[4][4], int slice, int lanes) {
   const bool upper = slice & (lanes / 2), odd = slice & (lanes / 4);
-  S keep0 = upper ? x[2] : x[0], keep1 = upper ? x[3] : x[1];
-  keep0 += __shfl_xor_sync(kAllLanes, upper ? x[0] : x[2], lanes / 2);
-  keep1 += __shfl_xor_sync(kAllLanes, upper ? x[1] : x[3], lanes / 2);
-  S keep = odd ? keep1 : keep0;
-  keep += __shfl_xor_sync(kAllLanes, odd ? keep0 : keep1, lanes / 4);
-  which = 2 * upper + odd;
-  return sum_over(keep, 1, lanes / 4);
+  Quad<S> sums;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    S first = upper ? x[2][c] : x[0][c], second = upper ? x[3][c] : x[1][c];
+    first += __shfl_xor_sync(kAllLanes, upper ? x[0][c] : x[2][c], lanes / 2);
+    second += __shfl_xor_sync(kAllLanes, upper ? x[1][c] : x[3][c], lanes / 2);
+    S sum = odd ? second : first;
+    sum += __shfl_xor_sync(kAllLanes, odd ? first : second, lanes / 4);
+    sums.at[c] = sum_over(sum, 1, lanes / 4);
+  }
+  return sums;
 }
 
 // The slices of grad_output that a lane multiplies with cells, and those that it adds to
@@ -615,8 +624,7 @@ struct Slices {
 // grad_value is float32 (float64) and holds zeros, or is null: then only the samples' gradients
 // are wanted.
 template <typename T, int Vec, int Lanes, int Split, typename Points>
-__global__ void
-__launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks) backward_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
     const __grid_constant__ Extent n, const __grid_constant__ LevelTable levels,
     const Mapping mapping, const Points points, const T* __restrict__ grad_output,
     const T* __restrict__ output, const T* __restrict__ value,
@@ -643,7 +651,7 @@ __launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks
   if (!__any_sync(kAllLanes, active)) return;
   // Lanes without a query follow the first one and write nothing: they must meet the others.
   row.query = active ? found : 0;
-  const auto mine = points.of_row(n, row);
+  const auto mine = points.template of_row<P::kLogits>(n, row);
 
   const int entry = lane / row_lanes * (round + 1);
   Quad<S>* const weights = exchange.weight[warp] + entry;
@@ -681,50 +689,69 @@ __launch_bounds__(kThreads, Plan<typename SumOf<T>::type, Lanes, Split>::kBlocks
     samples.find(n, points, mine, table, row, first, total);
 #pragma unroll
     for (int k = 0; k < P::kPerLane; ++k) {
+      Quad<S> weight;
+      Quad<int> at;
+      samples.corners(k, weight, at);
       // A sample that reads nothing looks at the first cell and forgets what it sees.
-      samples.corners(k, weights[k * row_lanes + row.lane], rows[k * row_lanes + row.lane]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) at.at[c] = samples.reads[k] ? at.at[c] : 0;
+      weights[k * row_lanes + row.lane] = weight;
+      rows[k * row_lanes + row.lane] = at;
     }
     __syncwarp();
+    // Entries up to the end of the round are filled in, and their number is a multiple of that of
+    // a turn.
     const int count = min(round, total - first);
-    // Entries up to the end of the round are filled in, so all groups may take every turn.
 #pragma unroll 1
-    for (int turn = 0; turn < count; turn += split) {
-      const int j = turn + group;
-      const Quad<S> weight = weights[j];
-      const Quad<int> at = rows[j];
-      S dot[4] = {};
+    for (int j = group; j < count + group; j += kUnroll * split) {
+      S dot[kUnroll][4] = {};
       for (int pass = 0; pass < (P::kExact ? 1 : channels); pass += lanes * Vec) {
         if (!P::kExact) grad.read(row_grad, pass, slice, lanes, channels);
         const int channel = pass + slice * Vec;
-        if (P::kExact || channel < channels) {
-          const T* const cells = value + base + channel;
-          Pack<T, Vec> cell[4];
+        const T* const cells = value + base + channel;
 #pragma unroll
-          for (int c = 0; c < 4; ++c) cell[c] = load<T, Vec>(at_row(cells, at.at[c], stride));
+        for (int pair = 0; pair < kUnroll; pair += 2) {
+          if (P::kExact || channel < channels) {
 #pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            S wide[Vec];
-            widen(cell[c], wide);
+            for (int u = pair; u < pair + 2; ++u) {
+              const Quad<int> at = rows[j + u * split];
+              Pack<T, Vec> cell[4];
 #pragma unroll
-            for (int v = 0; v < Vec; ++v) dot[c] += grad.dot[v] * wide[v];
+              for (int c = 0; c < 4; ++c) cell[c] = load<T, Vec>(at_row(cells, at.at[c], stride));
+#pragma unroll
+              for (int c = 0; c < 4; ++c) {
+                S wide[Vec];
+                widen(cell[c], wide);
+#pragma unroll
+                for (int v = 0; v < Vec; ++v) dot[u][c] += grad.dot[v] * wide[v];
+              }
+            }
           }
-        }
-        if (!adds) continue;
+          if (!adds) continue;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          S* const target = at_row(sums, at.at[c], sum_stride);
+          for (int u = pair; u < pair + 2; ++u) {
+            const Quad<S> weight = weights[j + u * split];
+            // The first corner's weight is zero only where all are: the part of the cell that a
+            // pixel lies in is never.
+            if (weight.at[0] == S(0)) continue;
+            const Quad<int> at = rows[j + u * split];
 #pragma unroll
-          for (int k = 0; k < Grad::kQuads; ++k) {
-            const int quad = pass + k * lanes * Grad::kQuad;
-            if (P::kExact || quad + slice * Grad::kQuad < channels) {
-              add_to(target + quad, weight.at[c], grad.add[k]);
+            for (int c = 0; c < 4; ++c) {
+              S* const target = at_row(sums, at.at[c], sum_stride);
+#pragma unroll
+              for (int k = 0; k < Grad::kQuads; ++k) {
+                const int quad = pass + k * lanes * Grad::kQuad;
+                if (P::kExact || quad + slice * Grad::kQuad < channels) {
+                  add_to(target + quad, weight.at[c], grad.add[k]);
+                }
+              }
             }
           }
         }
       }
-      int which;
-      const S result = sum_four(dot, slice, lanes, which);
-      if ((slice & (lanes / 4 - 1)) == 0) dots[j].at[which] = result;
+      const Quad<S> result = sum_samples(dot, slice, lanes);
+      const int quarter = lanes / 4;
+      if ((slice & (quarter - 1)) == 0) dots[j + slice / quarter * split] = result;
     }
     __syncwarp();
 #pragma unroll
@@ -797,7 +824,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) key_kernel(
   const int64_t query = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (query >= n.queries) return;
   row.query = int(query);
-  const auto mine = points.of_row(n, row);
+  const auto mine = points.template of_row<1>(n, row);
   const int total = n.levels * n.points;
   for (int i = row.lane; i < total; i += kWarp) {
     const int l = level_of(n, i);
@@ -854,7 +881,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ordered_kernel(
     if (cell >= 0 && cell < int64_t(table[l].height) * table[l].width) break;
   }
   const bool in_level = l < n.levels;
-  const Level level = in_level ? table[l] : Level{0, 1, 0};
+  const Level level = in_level ? table[l] : Level{-1, 1, 0};
   const int column = cell % level.width, line = cell / level.width;
   const uint32_t total = uint32_t(n.levels) * n.points;
   grad_output += int64_t(picture) * n.queries * n.heads * n.channels;

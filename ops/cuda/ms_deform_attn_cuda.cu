@@ -16,6 +16,9 @@ namespace {
 
 // With fewer rows than this the GPU is not full, and the lanes of a warp share one row's samples.
 constexpr int64_t kFewRows = 16384;
+// So many groups of lanes then share them: of 16 samples, each group has as many as it reads in one
+// turn.
+constexpr int kSplit = 4;
 constexpr int kMaxGrid = 65535;  // blocks along y and z
 
 // Contiguous, and aligned for the kernels' widest loads.
@@ -118,8 +121,8 @@ void with_plan(const Call& call, Body body) {
     if (n.channels == 32) {
       constexpr int kLanes = 32 / kWide;
       mapping.lanes = kLanes;
-      mapping.split = few ? kWarp / kLanes : 1;
-      if (few) return body(Constant<kWide>(), Constant<kLanes>(), Constant<kWarp / kLanes>(), mapping);
+      mapping.split = few ? kSplit : 1;
+      if (few) return body(Constant<kWide>(), Constant<kLanes>(), Constant<kSplit>(), mapping);
       return body(Constant<kWide>(), Constant<kLanes>(), Constant<1>(), mapping);
     }
   }
@@ -128,7 +131,7 @@ void with_plan(const Call& call, Body body) {
   while (mapping.lanes < kWarp && mapping.lanes * (wide ? kWide : 1) < n.channels) {
     mapping.lanes *= 2;
   }
-  mapping.split = few ? kWarp / mapping.lanes : 1;
+  mapping.split = few ? std::min(kSplit, kWarp / mapping.lanes) : 1;
   if (wide) return body(Constant<kWide>(), Constant<0>(), Constant<0>(), mapping);
   if constexpr (kWide > 1) body(Constant<1>(), Constant<0>(), Constant<0>(), mapping);
 }
