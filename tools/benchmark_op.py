@@ -12,17 +12,13 @@ times in milliseconds, ratios and the machine.
 import argparse
 import functools
 import importlib.util
-import json
-import platform
-import statistics
-import subprocess
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
+from benchmarking import environment, measure, publish
 
-from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, native_load_error
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused
 
 LARGE = ((100, 134), (50, 67), (25, 34), (13, 17))
 SMALL = ((20, 20), (10, 10), (5, 5), (3, 3))
@@ -159,47 +155,6 @@ def largest_difference(ours, theirs):
     )
 
 
-def milliseconds(call, device):
-    """Time of one call."""
-    if device == 'cuda':
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e3
-
-
-def measure(calls, device, rounds):
-    """Medians and quartiles of each named call; the calls take turns.
-
-    In its turn a call runs twice, and the second is timed: it finds in the caches what it left
-    there itself, as it would find what the layer before it left, and not what a peer did.
-    """
-    times = {name: [] for name in calls}
-    for number in range(rounds + 2):
-        for name, call in calls.items():
-            call()
-            taken = milliseconds(call, device)
-            if number >= 2:  # two rounds of warming up
-                times[name].append(taken)
-    result = {}
-    for name, values in times.items():
-        quartiles = statistics.quantiles(values, n=4)
-        result[name] = {
-            'median_ms': round(statistics.median(values), 4),
-            'quartiles_ms': [round(quartiles[0], 4), round(quartiles[2], 4)],
-            'min_ms': round(min(values), 4),
-        }
-    for name in calls:
-        ratio = result[name]['median_ms'] / result['ours']['median_ms']
-        result[name]['times_ours'] = round(ratio, 2)
-    return result
-
-
 def compare(step, entries, device, rounds):
     """Checks that all entries agree with 'ours', then measures them.
 
@@ -219,34 +174,7 @@ def compare(step, entries, device, rounds):
         if difference > tolerance:
             raise SystemExit(f'{name} differs from ours by {difference:.1e}')
     calls = {name: functools.partial(step, *entry) for name, entry in entries.items()}
-    return measure(calls, device, rounds)
-
-
-def environment(device):
-    """What the numbers depend on."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments):
-        done = subprocess.run(['git', *arguments], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    processor = platform.processor()
-    if Path('/proc/cpuinfo').exists():
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-        processor = names[0] if names else processor
-    native = native_load_error() is None
-    return {
-        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-        'cuda': torch.version.cuda,
-        'python': platform.python_version(),
-        'operator': torch.ops.ddetr_plugin.build_info() if native else native_load_error(),
-        'cpu_capability': torch.ops.ddetr_plugin.cpu_capability() if native else None,
-        'commit': git('rev-parse', '--short', 'HEAD'),
-        'uncommitted_changes': bool(git('status', '--porcelain', '--untracked-files=no')),
-    }
+    return measure(calls, device, rounds, untimed=1)
 
 
 def main():
@@ -291,11 +219,7 @@ def main():
                         f'{numbers["median_ms"]:10.3f} {numbers["times_ours"]:11.2f}',
                         flush=True,
                     )
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + '\n', encoding='utf-8')
+    publish(report, options.out)
 
 
 if __name__ == '__main__':

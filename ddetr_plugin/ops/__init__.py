@@ -5,6 +5,7 @@ Needs torch only. ``python -m ddetr_plugin.ops`` tells which implementation runs
 
 from ddetr_plugin.ops._native import native_load_error
 from ddetr_plugin.ops.functional import ms_deform_attn, ms_deform_attn_fused
+from ddetr_plugin.ops.mmcv_replacement import replace_mmcv_op
 from ddetr_plugin.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     'ms_deform_attn_fused_reference',
     'ms_deform_attn_reference',
     'native_load_error',
+    'replace_mmcv_op',
 ]

@@ -63,18 +63,23 @@ def cuda_load_error() -> str | None:
     return _cuda_load_error
 
 
+def has_kernels(value: torch.Tensor) -> bool:
+    """Whether the native operator handles `value`."""
+    device = value.device.type
+    return _load_error is None and (
+        device in ('cpu', 'meta') or (device == 'cuda' and _cuda_load_error is None)
+    )
+
+
 def is_available(value: torch.Tensor) -> bool:
-    """Whether the native operator handles `value`; warns once, loudly, when it should but cannot.
+    """`has_kernels`, but warns once, loudly, when it should be so and is not.
 
     Devices that the operator has no code for at all take the PyTorch path without a warning.
     """
-    device = value.device.type
-    if _load_error is None and (
-        device in ('cpu', 'meta') or (device == 'cuda' and _cuda_load_error is None)
-    ):
+    if has_kernels(value):
         return True
     if not _warned:
-        _warn(device)
+        _warn(value.device.type)
     return False
 
 

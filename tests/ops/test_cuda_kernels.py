@@ -1,9 +1,10 @@
-"""The CUDA backend, kernels and launches, run on an emulated GPU.
+"""The CUDA backend's numbers, on an emulated GPU everywhere and on a real one where there is one.
 
-emulated_gpu/ compiles the very sources that nvcc compiles with a C++ compiler, and executes them on
-CPU tensors, one thread after another. This finds wrong arithmetic and indices, lanes that part ways
-and forgotten synchronisation. It cannot show what nvcc makes of the sources, how blocks that run at
-the same time get along, or how fast they are: those need a GPU (test_cuda.py).
+emulated_gpu/ compiles the very sources that nvcc compiles, kernels and launches, with a C++
+compiler and executes them on CPU tensors, one thread after another. This finds wrong arithmetic and
+indices, lanes that part ways and forgotten synchronisation. It cannot show what nvcc makes of the
+sources, how blocks that run at the same time get along, or how fast they are. What only a real GPU
+can show besides numbers is in test_cuda.py.
 """
 
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import SIZES, case, fused_case, levels_of
+from op_cases import SIZES, case, cuda_marks, fused_case, levels_of
 
 from ddetr_plugin.ops import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
@@ -22,8 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILER = next(
     filter(None, map(shutil.which, filter(None, [os.environ.get('CXX'), 'g++', 'clang++']))), None
 )
-pytestmark = pytest.mark.skipif(COMPILER is None, reason='no C++ compiler was found')
-
 # Rows of 32 channels have kernels of their own; others of whole 16-byte pieces are read in such
 # pieces, the rest number by number, and what a warp cannot hold at once in several passes.
 CHANNELS = [1, 5, 8, 24, 32, 64, 71, 264]
@@ -40,9 +39,48 @@ TOLERANCES = {
 MANY = dict(sizes=((22, 26), (10, 13), (3, 7)), batch=1, heads=23, points=2, queries=723)
 
 
-@pytest.fixture(scope='module')
-def gpu(tmp_path_factory):
-    """The emulated operators; the first thread of a block runs first, level numbers on the host."""
+class RealGpu:
+    """The operators on a GPU with the face of the emulated ones: tensors stay on the CPU."""
+
+    def __init__(self):
+        self.levels_on_device = False
+
+    def configure(self, last_thread_first, levels_on_device):
+        """Threads of a GPU run as they like; level numbers go where they shall."""
+        self.levels_on_device = levels_on_device
+
+    def __getattr__(self, name):
+        operator = getattr(torch.ops.ddetr_plugin, name).default
+
+        def on_gpu(x):
+            is_level = isinstance(x, torch.Tensor) and not x.is_floating_point()
+            if not isinstance(x, torch.Tensor) or (is_level and not self.levels_on_device):
+                return x
+            # Copies that keep strides, and the distance to an aligned address, as the tests made
+            # them.
+            storage = torch.empty(0, dtype=x.dtype, device='cuda')
+            storage.set_(x.untyped_storage().cuda(), x.storage_offset(), x.shape, x.stride())
+            return storage
+
+        def call(*arguments):
+            results = operator(*map(on_gpu, arguments))
+            if isinstance(results, torch.Tensor):
+                return results.cpu()
+            return tuple(result.cpu() for result in results)
+
+        return call
+
+
+@pytest.fixture(scope='module', params=['emulated', pytest.param('real', marks=cuda_marks)])
+def gpu(request, tmp_path_factory):
+    """The operators on either GPU, level numbers on the host."""
+    return RealGpu() if request.param == 'real' else emulated(tmp_path_factory)
+
+
+def emulated(tmp_path_factory):
+    """The operators on the emulated GPU."""
+    if COMPILER is None:
+        pytest.skip('no C++ compiler was found')
     library = tmp_path_factory.mktemp('emulated_gpu') / 'emulated_gpu.so'
     torch_folder = Path(torch.__file__).parent
     done = subprocess.run(

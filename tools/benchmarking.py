@@ -1,0 +1,96 @@
+"""What the benchmarks share: alternating timings, and a record of what the numbers depend on."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from ddetr_plugin.ops import native_load_error
+
+
+def milliseconds(call, device):
+    """Time of one call."""
+    if device == 'cuda':
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def measure(calls, device, rounds, warm_up=2, untimed=0):
+    """Medians and quartiles of each call; they take turns. Ratios are to the one named 'ours'.
+
+    Args:
+        calls: name -> function without arguments.
+        device: 'cpu' or 'cuda'.
+        rounds: how often each is timed, at least twice.
+        warm_up: rounds before these.
+        untimed: in its turn, a call first runs so often untimed. A short one then finds in the
+            caches what it left there itself, as it would find what the layer before it left, and
+            not what a peer did.
+    """
+    times = {name: [] for name in calls}
+    for number in range(rounds + warm_up):
+        for name, call in calls.items():
+            for _ in range(untimed):
+                call()
+            taken = milliseconds(call, device)
+            if number >= warm_up:
+                times[name].append(taken)
+    result = {}
+    for name, values in times.items():
+        quartiles = statistics.quantiles(values, n=4)
+        result[name] = {
+            'median_ms': round(statistics.median(values), 4),
+            'quartiles_ms': [round(quartiles[0], 4), round(quartiles[2], 4)],
+            'min_ms': round(min(values), 4),
+        }
+    for name in calls:
+        ratio = result[name]['median_ms'] / result['ours']['median_ms']
+        result[name]['times_ours'] = round(ratio, 2)
+    return result
+
+
+def environment(device):
+    """What the numbers depend on."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments):
+        done = subprocess.run(['git', *arguments], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    processor = platform.processor()
+    if Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+        processor = names[0] if names else processor
+    native = native_load_error() is None
+    return {
+        'device': torch.cuda.get_device_name() if device == 'cuda' else processor,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'cuda': torch.version.cuda,
+        'python': platform.python_version(),
+        'operator': torch.ops.ddetr_plugin.build_info() if native else native_load_error(),
+        'cpu_capability': torch.ops.ddetr_plugin.cpu_capability() if native else None,
+        'commit': git('rev-parse', '--short', 'HEAD'),
+        'uncommitted_changes': bool(git('status', '--porcelain', '--untracked-files=no')),
+    }
+
+
+def publish(report, path=None):
+    """Prints a report as JSON and writes it to `path`, if there is one."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + '\n', encoding='utf-8')
