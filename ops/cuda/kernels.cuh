@@ -599,13 +599,18 @@ struct Slices {
   S dot[Vec];
   S add[kQuads][kQuad];
 
-  __device__ __forceinline__ void read(
+  __device__ __forceinline__ void read_dot(
       const T* grad, int pass, int slice, int lanes, int channels) {
     const int channel = pass + slice * Vec;
     const bool live = channel < channels;
     const auto mine = load<T, Vec>(grad + (live ? channel : 0));
 #pragma unroll
     for (int v = 0; v < Vec; ++v) dot[v] = live ? widen(mine.at[v]) : S(0);
+  }
+
+  // After read_dot.
+  __device__ __forceinline__ void read_add(
+      const T* grad, int pass, int slice, int lanes, int channels) {
 #pragma unroll
     for (int k = 0; k < kQuads; ++k) {
       if constexpr (kQuads == 1) {
@@ -668,12 +673,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
   const T* const row_grad = grad_output + row.index(n) * channels;
 
   Grad grad;
-  if (P::kExact) grad.read(row_grad, 0, slice, lanes, channels);
+  if (P::kExact) {
+    grad.read_dot(row_grad, 0, slice, lanes, channels);
+    grad.read_add(row_grad, 0, slice, lanes, channels);
+  }
   S mean = 0;
   if constexpr (Points::kNeedsOutput) {
     const T* const row_output = output + row.index(n) * channels;
     for (int pass = 0; pass < channels; pass += lanes * Vec) {
-      if (!P::kExact) grad.read(row_grad, pass, slice, lanes, channels);
+      if (!P::kExact) grad.read_dot(row_grad, pass, slice, lanes, channels);
       const int channel = pass + slice * Vec;
       const auto result = load<T, Vec>(row_output + (channel < channels ? channel : 0));
 #pragma unroll
@@ -706,7 +714,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
     for (int j = group; j < count + group; j += kUnroll * split) {
       S dot[kUnroll][4] = {};
       for (int pass = 0; pass < (P::kExact ? 1 : channels); pass += lanes * Vec) {
-        if (!P::kExact) grad.read(row_grad, pass, slice, lanes, channels);
+        if (!P::kExact) grad.read_dot(row_grad, pass, slice, lanes, channels);
         const int channel = pass + slice * Vec;
         const T* const cells = value + base + channel;
 #pragma unroll
@@ -728,6 +736,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
             }
           }
           if (!adds) continue;
+          if (!P::kExact) grad.read_add(row_grad, pass, slice, lanes, channels);
 #pragma unroll
           for (int u = pair; u < pair + 2; ++u) {
             const Quad<S> weight = weights[j + u * split];
