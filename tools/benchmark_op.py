@@ -5,9 +5,9 @@
 Shapes: encoder and decoder of an 800 x 1066 picture, and of eight small pictures. Peers are
 grid_sample (which is mmcv's way on a CPU), and torch-ms-deform-attn where it is installed; ours
 also with bfloat16 values. The fused operator is measured against softmax and location arithmetic in
-PyTorch around ours. Every timed implementation is first compared with ours. Prints a table, then JSON with
-times in milliseconds, ratios and the machine. With --device cuda, other shapes and peers and finer
-times: see benchmark_op_cuda.py.
+PyTorch around ours. Every timed implementation is first compared with ours. Prints a table, then
+JSON with times in milliseconds, ratios and the machine. With --device cuda, other shapes and peers
+and finer times: see benchmark_op_cuda.py.
 """
 
 import argparse
