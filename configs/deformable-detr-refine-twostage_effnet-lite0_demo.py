@@ -96,6 +96,7 @@ randomness = dict(seed=0)
 custom_hooks = [
     dict(type='ddetr_plugin.RandomStateHook'),
     dict(type='ddetr_plugin.TrainClockHook'),
+    dict(type='ddetr_plugin.ForeignCheckpointHook'),
 ]
 
 default_hooks = dict(

@@ -9,9 +9,10 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS']
+__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS', 'TRANSFORMS']
 
 SCOPE = 'ddetr_plugin'
 
@@ -30,3 +31,7 @@ OPTIM_WRAPPERS = Registry(
 )
 # Additions to the training loop, for instance the random state inside checkpoints.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['ddetr_plugin.engine'])
+# Steps of the data pipeline.
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['ddetr_plugin.datasets']
+)

@@ -142,7 +142,10 @@ def tiny_job(tmp_path, tiny_coco):
                     checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto'),
                     visualization=dict(type='DetVisualizationHook'),
                 ),
-                custom_hooks=[dict(type='ddetr_plugin.RandomStateHook')],
+                custom_hooks=[
+                    dict(type='ddetr_plugin.RandomStateHook'),
+                    dict(type='ddetr_plugin.ForeignCheckpointHook'),
+                ],
                 visualizer=dict(
                     type='DetLocalVisualizer',
                     vis_backends=[dict(type='LocalVisBackend')],

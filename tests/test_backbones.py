@@ -52,3 +52,8 @@ def test_frozen_stages_and_norms_stay_as_they_are_in_training():
     grads = {n.split('.')[1] for n, p in model.named_parameters() if p.grad is not None}
     assert grads == {'3', '4', '5'}
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_backbone_without_outputs_is_refused():
+    with pytest.raises(ValueError, match='out_indices'):
+        build(out_indices=())

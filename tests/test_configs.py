@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.checkpoints import Source, export, to_ours
 from ddetr_plugin.registry import MODELS
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs'
@@ -30,6 +31,7 @@ PARAMETERS = {
     DC5: (33_841_366, 33_844_193),
 }
 R50 = tuple(PARAMETERS)
+VARIANTS = dict(zip(R50, ('base', 'refine', 'two-stage', 'single-scale', 'single-scale')))
 
 
 def build(config, device='meta'):
@@ -84,6 +86,24 @@ def test_the_models_have_the_published_numbers_of_parameters(name):
         changes['model.query_head.num_classes'] = 91
     config.merge_from_dict(changes)
     assert count(build(config)) == classes_91
+
+
+@pytest.mark.parametrize('name', R50)
+def test_official_weights_of_full_size_fit_the_configs(name):
+    """91 rows become 80; every tensor has its place and shape."""
+    config = Config.fromfile(FOLDER / name)
+    target = build(config).state_dict()
+    rows = {'bbox_head': {'num_classes': 91}}
+    if name == TWO_STAGE:
+        rows['query_head'] = {'num_classes': 91}
+    config.merge_from_dict({'model': rows})
+    state = export(build(config).state_dict(), 'official')
+    converted = to_ours(Source(state, {}, None, []), target=target)
+    assert converted.problems == []
+    assert converted.layout.variant == VARIANTS[name]
+    assert {k: v.shape for k, v in converted.state.items()} == {
+        k: v.shape for k, v in target.items() if not k.endswith('num_batches_tracked')
+    }
 
 
 def bases(path) -> list:

@@ -21,6 +21,7 @@ COMPONENTS = {
     'TASK_UTILS': 'HungarianAssigner',
     'OPTIM_WRAPPERS': 'AutocastOptimWrapper',
     'HOOKS': 'RandomStateHook',
+    'TRANSFORMS': 'OfficialResize',
 }
 
 

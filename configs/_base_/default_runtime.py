@@ -11,8 +11,12 @@ default_hooks = dict(
     visualization=dict(type='DetVisualizationHook'),
 )
 
-# Checkpoints hold the random state: with a seed, a resumed run equals an uninterrupted one.
-custom_hooks = [dict(type='ddetr_plugin.RandomStateHook')]
+custom_hooks = [
+    # Checkpoints hold the random state: with a seed, a resumed run equals an uninterrupted one.
+    dict(type='ddetr_plugin.RandomStateHook'),
+    # load_from may name weights of other implementations, and for other classes.
+    dict(type='ddetr_plugin.ForeignCheckpointHook'),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,5 +1,6 @@
 """The components, registered on import in `ddetr_plugin.registry`."""
 
+from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.models.assigner import HungarianAssigner
 from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
 from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0
@@ -47,3 +48,6 @@ __all__ = [
     'Targets',
     'TwoStageHead',
 ]
+
+# Whoever builds our detector may load_from an official file, safetensors or a folder.
+install_checkpoint_loader()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
+from mmdet.models.task_modules.assigners.match_cost import BaseMatchCost
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
@@ -18,22 +19,40 @@ __all__ = ['HungarianAssigner']
 
 Match = tuple[np.ndarray, np.ndarray]
 
+_COUNTERPARTS = {
+    'FocalLossCost': 'ddetr_plugin.FocalCost',
+    'BBoxL1Cost': 'ddetr_plugin.L1Cost',
+    'IoUCost': 'ddetr_plugin.GIoUCost',
+}
+
 
 @TASK_UTILS.register_module()
 class HungarianAssigner(BaseAssigner):
     """Pairs predictions and ground truths so that the sum of costs is least (arXiv:2005.12872).
 
     Args:
-        match_costs: configs of costs of this package, such as `FocalCost`, `L1Cost`, `GIoUCost`.
+        match_costs: configs of costs of this package, such as `FocalCost`, `L1Cost`, `GIoUCost`;
+            one config, or a sequence.
 
     Raises:
-        ValueError: `match_costs` is empty.
+        ValueError: `match_costs` is empty, or holds a cost of mmdet, which compares one picture
+            at a time.
     """
 
-    def __init__(self, match_costs: Sequence[dict]):
+    def __init__(self, match_costs: dict | Sequence[dict]):
+        if isinstance(match_costs, dict):
+            match_costs = [match_costs]
         if not match_costs:
             raise ValueError('match_costs must name at least one cost, got none')
         self.match_costs = [TASK_UTILS.build(cost) for cost in match_costs]
+        for cost in self.match_costs:
+            if isinstance(cost, BaseMatchCost):
+                name = type(cost).__name__
+                ours = _COUNTERPARTS.get(name, 'a cost with the interface of ddetr_plugin.L1Cost')
+                raise ValueError(
+                    f"match_costs holds mmdet's {name}, which compares one picture at a time; "
+                    f'use {ours} instead'
+                )
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -46,8 +65,9 @@ class HungarianAssigner(BaseAssigner):
             gt_boxes: (..., G, 4), as `boxes`.
 
         Returns:
-            (..., Q, G); NaN for a ground truth whose label is not one of the K classes, so that
-            it is found where costs reach the host, and not by a crash of the device.
+            (..., Q, G); NaN for a ground truth whose label is not one of the K classes, and for a
+            query with a logit that is NaN or infinite, whatever its class, so that they are found
+            where costs reach the host, and not by a crash of the device or in the weights.
         """
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         gt_boxes = gt_boxes.to(boxes.dtype)
@@ -55,6 +75,7 @@ class HungarianAssigner(BaseAssigner):
         known = gt_labels.clamp(0, last_class)
         with torch.autocast(logits.device.type, enabled=False):
             cost = sum(cost(logits, boxes, known, gt_boxes) for cost in self.match_costs)
+            cost = cost + logits.sum(-1, keepdim=True) * 0
         return cost.masked_fill((known != gt_labels)[..., None, :], math.nan)
 
     def match(self, cost: np.ndarray) -> Match:
@@ -70,12 +91,17 @@ class HungarianAssigner(BaseAssigner):
             ValueError: a cost is NaN or infinite.
         """
         # scipy refuses NaN, but takes infinity as "forbidden" and pairs around it.
-        if not np.isfinite(cost).all():
-            raise ValueError(
-                f'matching needs finite costs, got {int((~np.isfinite(cost)).sum())} of '
-                f'{cost.size} that are NaN or infinite'
-            )
+        self._check_finite(cost)
         return linear_sum_assignment(cost)
+
+    @staticmethod
+    def _check_finite(cost: np.ndarray) -> None:
+        finite = np.isfinite(cost)
+        if not finite.all():
+            raise ValueError(
+                f'matching needs finite costs, got {int((~finite).sum())} of {cost.size} that are '
+                'NaN or infinite'
+            )
 
     def match_batch(
         self, costs: Sequence[Tensor], num_gts: Sequence[int]
@@ -90,7 +116,8 @@ class HungarianAssigner(BaseAssigner):
             result[i][n][b]: see `match`.
 
         Raises:
-            ValueError: a cost is NaN or infinite; the message says of which set, layer, picture.
+            ValueError: a cost is NaN or infinite, be it in the padding; the message says of which
+                set, layer, picture.
         """
         host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         results, start = [], 0
@@ -102,6 +129,8 @@ class HungarianAssigner(BaseAssigner):
                 pictures = []
                 for b, (table, num) in enumerate(zip(layer, num_gts)):
                     try:
+                        # In a picture without ground truth the padding alone shows what is wrong.
+                        self._check_finite(table)
                         pictures.append(self.match(table[:, :num]))
                     except ValueError as error:
                         place = f'prediction set {i}, layer {n}, picture {b}'
@@ -129,7 +158,15 @@ class HungarianAssigner(BaseAssigner):
         Returns:
             AssignResult: `gt_inds` (Q,): 0 for background, else 1 + index of the ground truth;
             `labels` (Q,): -1 or the class.
+
+        Raises:
+            ValueError: `img_meta` has no `img_shape`; or a prediction or a ground truth is NaN,
+                infinite or of an unknown class: the message names the first such tensor.
         """
+        if not img_meta or 'img_shape' not in img_meta:
+            raise ValueError(
+                f'img_meta must have img_shape (h, w), which normalises the boxes; got {img_meta}'
+            )
         labels = gt_instances.labels
         device = labels.device
         num_preds, num_gts = len(pred_instances), len(gt_instances)
@@ -144,7 +181,28 @@ class HungarianAssigner(BaseAssigner):
                 labels,
                 bbox_xyxy_to_cxcywh(gt_instances.bboxes / size),
             )
-            query, gt = (torch.from_numpy(x).to(device) for x in self.match(cost.cpu().numpy()))
+            try:
+                match = self.match(cost.cpu().numpy())
+            except ValueError as error:
+                bad = _first_bad(pred_instances, gt_instances)
+                raise ValueError(f'{error}; {bad}') from None
+            query, gt = (torch.from_numpy(x).to(device) for x in match)
             gt_inds[query] = gt + 1
             assigned_labels[query] = labels[gt]
         return AssignResult(num_gts, gt_inds, max_overlaps=None, labels=assigned_labels)
+
+
+def _first_bad(pred_instances: InstanceData, gt_instances: InstanceData) -> str:
+    """Names the first tensor of one picture that is not as it must be."""
+    num_classes = pred_instances.scores.shape[-1]
+    for name, tensor in (
+        ('pred_instances.scores', pred_instances.scores),
+        ('pred_instances.bboxes', pred_instances.bboxes),
+        ('gt_instances.bboxes', gt_instances.bboxes),
+    ):
+        if not tensor.isfinite().all():
+            return f'the first bad tensor: {name}'
+    labels = gt_instances.labels
+    if ((labels < 0) | (labels >= num_classes)).any():
+        return f'the first bad tensor: gt_instances.labels (must be 0..{num_classes - 1})'
+    return 'predictions and ground truths are finite, so a match cost itself overflows'

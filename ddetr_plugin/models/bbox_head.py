@@ -46,6 +46,9 @@ class DeformableDETRHead(BaseModule):
         prior_prob: initial probability of every class.
         max_per_img: detections kept per picture, over all pairs of query and class.
         init_cfg: mmengine initialisation.
+
+    Raises:
+        ValueError: a number is not positive, or `prior_prob` is not between 0 and 1.
     """
 
     def __init__(
@@ -60,6 +63,12 @@ class DeformableDETRHead(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
+        if min(num_classes, embed_dims, num_layers, max_per_img) < 1 or not 0 < prior_prob < 1:
+            raise ValueError(
+                'num_classes, embed_dims, num_layers and max_per_img must be positive and '
+                f'prior_prob between 0 and 1, got {num_classes}, {embed_dims}, {num_layers}, '
+                f'{max_per_img} and {prior_prob}'
+            )
         self.num_classes = num_classes
         self.num_layers = num_layers
         self.share_branches = share_branches

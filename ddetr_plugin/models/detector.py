@@ -5,6 +5,7 @@ from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
 from torch import Tensor
 
+from ddetr_plugin.checkpoints import adopt
 from ddetr_plugin.models.criterion import Targets
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
 from ddetr_plugin.models.query_head import InitialQueries
@@ -16,6 +17,8 @@ __all__ = ['DeformableDETR']
 @MODELS.register_module()
 class DeformableDETR(BaseDetector):
     """Deformable DETR (arXiv:2010.04159), every part built from its config.
+
+    `load_state_dict` takes the names of other implementations, too; see `ddetr_plugin.checkpoints`.
 
     Args:
         backbone: config; pictures (B, 3, H, W) to feature maps.
@@ -132,6 +135,11 @@ class DeformableDETR(BaseDetector):
             self.bbox_head.regress,
         )
         return self.bbox_head.classify(hidden), boxes, queries
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Takes weights of the official release, mmdet, transformers and detrex, too."""
+        adopt(state_dict, prefix, self)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _targets(self, batch_data_samples: SampleList) -> Targets:
         """Ground truths as (cx, cy, w, h), normalised by the unpadded pictures."""

@@ -50,7 +50,8 @@ class DeformableTransformerEncoderLayer(BaseModule):
 
     def init_weights(self) -> None:
         """All matrices Xavier uniform, then what the parts define for themselves."""
-        xavier_uniform_matrices(self)
+        if not self.is_init:  # else the parts would not be asked again
+            xavier_uniform_matrices(self)
         super().init_weights()
 
     def forward(

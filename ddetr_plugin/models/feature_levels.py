@@ -51,8 +51,14 @@ class FeatureLevels(NamedTuple):
             device: where the tensors are wanted.
 
         Raises:
-            ValueError: a picture is empty or larger than the batch.
+            ValueError: there is no picture or no level; a picture is empty or larger than the
+                batch.
         """
+        if not len(sizes) or not len(image_shapes):
+            raise ValueError(
+                f'a batch needs at least one level and one picture, got {len(sizes)} and '
+                f'{len(image_shapes)}'
+            )
         sizes = tuple((int(h), int(w)) for h, w in sizes)
         for i, (h, w) in enumerate(image_shapes):
             if not (0 < h <= batch_shape[0] and 0 < w <= batch_shape[1]):

@@ -42,10 +42,17 @@ class LearnedQueryHead(BaseModule):
         num_queries: Q.
         embed_dims: C.
         init_cfg: mmengine initialisation.
+
+    Raises:
+        ValueError: a number is not positive.
     """
 
     def __init__(self, num_queries: int, embed_dims: int, init_cfg=None):
         super().__init__(init_cfg)
+        if min(num_queries, embed_dims) < 1:
+            raise ValueError(
+                f'num_queries and embed_dims must be positive, got {num_queries} and {embed_dims}'
+            )
         # First half position, second half content, as in the official weights.
         self.query_embedding = nn.Embedding(num_queries, embed_dims * 2)
         self.reference_points_fc = nn.Linear(embed_dims, 2)
@@ -87,7 +94,7 @@ class TwoStageHead(BaseModule):
         init_cfg: mmengine initialisation.
 
     Raises:
-        ValueError: `embed_dims` is not a multiple of 4.
+        ValueError: a number is not positive, or `embed_dims` is not a multiple of 4.
     """
 
     def __init__(
@@ -100,6 +107,11 @@ class TwoStageHead(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
+        if min(num_queries, embed_dims, num_classes) < 1:
+            raise ValueError(
+                'num_queries, embed_dims and num_classes must be positive, got '
+                f'{num_queries}, {embed_dims} and {num_classes}'
+            )
         if embed_dims % 4:
             raise ValueError(
                 'embed_dims must be a multiple of 4 (sine and cosine of four coordinates make '

@@ -33,7 +33,10 @@ def _load() -> str | None:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return f'{path} cannot be loaded: {error}'
-    importlib.import_module('ddetr_plugin.ops._registration')
+    try:
+        importlib.import_module('ddetr_plugin.ops._registration')
+    except AttributeError as error:
+        return f'{path} was built from other sources than the Python code around it ({error})'
     return None
 
 

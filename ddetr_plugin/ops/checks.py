@@ -1,5 +1,7 @@
 """What arguments the operator takes; one place, for the native path and the reference."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,8 @@ def _check_value(value, spatial_shapes, level_start_index) -> int:
     """Returns L."""
     if not isinstance(value, Tensor):
         raise ValueError(f'value must be a tensor, got {type(value).__name__}')
+    if value.layout != torch.strided:
+        raise ValueError(f'value must be a dense tensor, got one of layout {value.layout}')
     if value.dim() != 4:
         raise ValueError(f'value must be (B, S, M, D), got {tuple(value.shape)}')
     if value.dtype not in _VALUE_DTYPES:
@@ -125,13 +129,16 @@ def _check_numbers(value, name, tensor) -> None:
 def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
     """Returns L."""
     if not isinstance(spatial_shapes, Tensor):
-        return _check_level_numbers(
-            spatial_shapes,
-            level_start_index.tolist()
-            if isinstance(level_start_index, Tensor) and level_start_index.device.type == 'cpu'
-            else level_start_index,
-            tokens,
-        )
+        starts = level_start_index
+        if isinstance(starts, Tensor):
+            if starts.dtype != torch.int64 or starts.dim() != 1:
+                raise ValueError(
+                    f'level_start_index must be (L,) int64, got {tuple(starts.shape)} '
+                    f'{starts.dtype}'
+                )
+            readable = starts.device.type == 'cpu' and not torch.compiler.is_compiling()
+            starts = starts.tolist() if readable and type(starts) is Tensor else None
+        return _check_level_numbers(spatial_shapes, starts, tokens)
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] < 1:
         raise ValueError(
             f'spatial_shapes must be (L, 2) with L >= 1, got {tuple(spatial_shapes.shape)}'
@@ -167,7 +174,13 @@ def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
 def _check_level_numbers(sizes, starts, tokens) -> int:
     """Returns L; `starts` of None are implied by `sizes`."""
     try:
-        sizes = [(height, width) for height, width in sizes]
+        # Numbers of a traced graph are integers, but have no __index__ to call.
+        sizes = [
+            (height, width)
+            if torch.compiler.is_compiling()
+            else (operator.index(height), operator.index(width))
+            for height, width in sizes
+        ]
     except (TypeError, ValueError):
         raise ValueError(
             f'spatial_shapes must be a tensor (L, 2) or pairs of integers (H, W), got {sizes!r}'
@@ -182,7 +195,12 @@ def _check_level_numbers(sizes, starts, tokens) -> int:
         raise ValueError(
             f'spatial_shapes {sizes} hold {start} cells, but value has S={tokens} tokens'
         )
-    if isinstance(starts, (list, tuple)) and list(starts) != expected:
+    if starts is not None and not isinstance(starts, (list, tuple)):
+        raise ValueError(
+            'level_start_index must be None, a tensor (L,) or L integers, got '
+            f'{type(starts).__name__}'
+        )
+    if starts is not None and list(starts) != expected:
         raise ValueError(
             f'level_start_index must be {expected} for spatial_shapes {sizes}, got {list(starts)}'
         )

@@ -1,14 +1,16 @@
 """Small models for tests, ours and mmdet's, with the same weights."""
 
+import copy
 import logging
-import re
 
 import torch
-from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
+from ddetr_plugin.checkpoints import detect_layout, export
+from ddetr_plugin.checkpoints.libraries import mmdet_model
+from ddetr_plugin.checkpoints.names import module_names, translate
 from ddetr_plugin.registry import MODELS
 
 VARIANTS = {
@@ -129,17 +131,6 @@ def criterion_config() -> dict:
     )
 
 
-def mmdet_assigner_config() -> dict:
-    return dict(
-        type='mmdet.HungarianAssigner',
-        match_costs=[
-            dict(type='mmdet.FocalLossCost', weight=2.0),
-            dict(type='mmdet.BBoxL1Cost', weight=5.0, box_format='xywh'),
-            dict(type='mmdet.IoUCost', iou_mode='giou', weight=2.0),
-        ],
-    )
-
-
 def build(config: ConfigDict, seed: int = 0) -> torch.nn.Module:
     """Builds and initialises a model, with noise on every parameter so that none stays zero."""
     torch.manual_seed(seed)
@@ -161,80 +152,23 @@ def initialise(model: torch.nn.Module) -> None:
 
 
 def mmdet_twin(config: ConfigDict, model: torch.nn.Module, assigner=None) -> torch.nn.Module:
-    """mmdet's own Deformable DETR with the sizes of `config` and the weights of `model`.
+    """mmdet's own Deformable DETR with the sizes of `config` and the converted weights of `model`.
 
     `assigner` is the config of another assigner than mmdet's.
     """
-    two_stage = 'TwoStage' in config.query_head.type
-    refine = bool(config.decoder.get('refine'))
-
-    def layer_cfg(layer, **attention):
-        return dict(
-            ffn_cfg=dict(
-                embed_dims=layer.ffn.embed_dims,
-                feedforward_channels=layer.ffn.feedforward_channels,
-                ffn_drop=layer.ffn.ffn_drop,
-            ),
-            **attention,
-        )
-
-    attn = dict(config.encoder.layer.self_attn)
-    attn.pop('type')
-    attn.update(batch_first=True, dropout=0.0)
-    head = dict(config.decoder.layer.self_attn)
-    head.pop('type')
-    head.update(batch_first=True)
-    positional = dict(config.positional_encoding)
-    positional.pop('type')
-    twin = MMDET_MODELS.build(
-        dict(
-            type='mmdet.DeformableDETR',
-            num_queries=config.query_head.num_queries,
-            num_feature_levels=config.encoder.num_levels,
-            with_box_refine=refine,
-            as_two_stage=two_stage,
-            data_preprocessor=config.data_preprocessor,
-            backbone=config.backbone,
-            neck=config.neck,
-            encoder=dict(
-                num_layers=config.encoder.num_layers,
-                layer_cfg=layer_cfg(config.encoder.layer, self_attn_cfg=attn),
-            ),
-            decoder=dict(
-                num_layers=config.decoder.num_layers,
-                return_intermediate=True,
-                post_norm_cfg=None,
-                layer_cfg=layer_cfg(
-                    config.decoder.layer, self_attn_cfg=head, cross_attn_cfg=dict(attn)
-                ),
-            ),
-            positional_encoding=positional,
-            bbox_head=dict(
-                type='mmdet.DeformableDETRHead',
-                num_classes=config.bbox_head.num_classes,
-                embed_dims=config.bbox_head.embed_dims,
-                sync_cls_avg_factor=True,
-                loss_cls=config.criterion.loss_cls,
-                loss_bbox=config.criterion.loss_bbox,
-                loss_iou=config.criterion.loss_iou,
-            ),
-            train_cfg=dict(assigner=assigner or mmdet_assigner_config()),
-            test_cfg=dict(max_per_img=config.bbox_head.max_per_img),
-        )
-    )
-    # Where branches are shared, mmdet's other names belong to the same tensors.
-    weights = {mmdet_name(name, config): tensor for name, tensor in model.state_dict().items()}
-    missing, unexpected = twin.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert not set(missing) & {name for name, _ in twin.named_parameters()}
+    weights = export(model.state_dict(), 'mmdet')
+    config = copy.deepcopy(config)
+    # By default mmdet's neck has no bias, and zeros are left out (D1).
+    config.neck.bias = 'neck.convs.0.conv.bias' in weights
+    twin = mmdet_model(config, assigner)
+    twin.load_state_dict(weights, strict=True)
     return twin
 
 
-def mmdet_name(name: str, config: ConfigDict) -> str:
-    """mmdet's name of a parameter or buffer of a model made from `config`."""
-    name = name.removeprefix('query_head.').replace('encoder.level_embed', 'level_embed')
-    proposal_branch = rf'bbox_head.\1_branches.{config.decoder.num_layers}'
-    return re.sub(r'^(cls|reg)_branch\b', proposal_branch, name)
+def mmdet_name(name: str, model: torch.nn.Module) -> str:
+    """mmdet's name of a parameter of ours."""
+    layout = detect_layout(model.state_dict(), 'ddetr_plugin')
+    return translate(name, {**module_names('mmdet', layout).theirs, 'backbone': 'backbone'})
 
 
 def batch(image_shapes=((64, 96), (80, 72)), gts=(3, 2), seed=0, num_classes=5):

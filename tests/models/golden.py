@@ -18,9 +18,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from official_names import our_name
 from torch import nn
 
+from ddetr_plugin.checkpoints import Layout, Source, to_ours
+from ddetr_plugin.checkpoints.names import module_names, translate
 from ddetr_plugin.registry import MODELS
 
 FOLDER = Path(__file__).resolve().parents[1] / 'data' / 'golden'
@@ -37,6 +38,8 @@ class Golden(NamedTuple):
         inputs: (B, 3, H, W); the backbone gives the recorded features whatever they hold.
         samples: B samples with img_shape and ground truth.
         names: official name to ours, without aliases.
+        weights: the official state dict, aliases included.
+        layout: what the converter found in it.
     """
 
     record: dict
@@ -45,6 +48,8 @@ class Golden(NamedTuple):
     inputs: torch.Tensor
     samples: list
     names: dict
+    weights: dict
+    layout: Layout
 
 
 def rnd(name, shape, seed, scale=1.0) -> torch.Tensor:
@@ -95,19 +100,15 @@ def load_golden(variant: str) -> Golden:
     batch_shape = tuple(max(side) for side in zip(*image_shapes))
     model = MODELS.build(_config(record, batch_shape))
 
-    layout = dict(
-        num_levels=len(record['channels']),
-        num_layers=cfg['dec'],
-        share_branches=variant in ('base', 'single_scale'),
-    )
-    names, weights = {}, {}
+    weights = {}
     for name, shape, alias in record['state_dict']:
-        if alias is None:
-            names[name] = our_name(name, **layout)
-            weights[names[name]] = official_weight(name, shape, record['seed'])
-        else:
-            assert our_name(name, **layout) == our_name(alias, **layout)
-    model.load_state_dict(weights, strict=True)
+        weights[name] = official_weight(alias or name, shape, record['seed'])
+    source = Source(weights, {}, None, [])
+    converted = to_ours(source, target=model.state_dict(), classes='keep')
+    assert converted.dialect == 'official'
+    model.load_state_dict(converted.state, strict=True)
+    modules = module_names('official', converted.layout).ours()
+    names = {name: translate(name, modules) for name in record['grads']}
 
     inputs = torch.zeros(len(image_shapes), 3, *batch_shape)
     samples = []
@@ -119,7 +120,7 @@ def load_golden(variant: str) -> Golden:
             labels=torch.from_numpy(arrays[f'gt_labels_{i}']),
         )
         samples.append(sample)
-    return Golden(record, arrays, model, inputs, samples, names)
+    return Golden(record, arrays, model, inputs, samples, names, weights, converted.layout)
 
 
 def _config(record, batch_shape) -> ConfigDict:

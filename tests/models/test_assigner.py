@@ -9,7 +9,6 @@ from builders import (
     batch,
     build,
     criterion_config,
-    mmdet_assigner_config,
     mmdet_twin,
     tiny_config,
 )
@@ -17,6 +16,7 @@ from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 
+from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
 from ddetr_plugin.models import HungarianAssigner
 from ddetr_plugin.registry import TASK_UTILS
 
@@ -85,13 +85,12 @@ def test_a_batch_is_matched_as_its_pictures_are_alone(assigner):
                 assert ours.tolist() == wanted.tolist()
 
 
-def test_a_bad_cost_in_a_batch_is_named_by_set_layer_and_picture(assigner):
+@pytest.mark.parametrize('column', [1, 3])  # of the ground truths, and beyond them
+def test_a_bad_cost_in_a_batch_is_named_by_set_layer_and_picture(assigner, column):
     costs = [torch.zeros(3, 2, 6, 4), torch.zeros(1, 2, 20, 4)]
-    costs[1][0, 0, :, 2:] = torch.nan  # beyond the ground truths of that picture
-    assigner.match_batch(costs, [2, 4])
-    costs[1][0, 1, 7, 2] = torch.nan
+    costs[1][0, 1, 7, column] = torch.nan
     with pytest.raises(ValueError, match=r'\(prediction set 1, layer 0, picture 1\)'):
-        assigner.match_batch(costs, [2, 4])
+        assigner.match_batch(costs, [4, 2])
 
 
 def test_batched_costs_equal_those_of_mmdet(assigner):
@@ -150,6 +149,47 @@ def test_our_assigner_drops_into_the_head_of_mmdet():
     wanted = {name: loss.item() for name, loss in ours.loss(inputs, samples).items()}
     losses = {name: loss.item() for name, loss in twin.loss(inputs, samples).items()}
     assert losses == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'ours'),
+    [('FocalLossCost', 'FocalCost'), ('BBoxL1Cost', 'L1Cost'), ('IoUCost', 'GIoUCost')],
+)
+def test_costs_of_mmdet_are_refused_with_the_name_of_ours(name, ours):
+    with pytest.raises(ValueError, match=f"mmdet's {name}.*use ddetr_plugin.{ours} instead"):
+        HungarianAssigner([dict(type=f'mmdet.{name}')])
+
+
+def test_one_cost_needs_no_list():
+    assigner = HungarianAssigner(dict(type='ddetr_plugin.L1Cost', weight=2.0))
+    assert [cost.weight for cost in assigner.match_costs] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ('owner', 'field', 'number'),
+    [
+        (0, 'scores', torch.nan),
+        (0, 'bboxes', torch.inf),
+        (1, 'bboxes', torch.nan),
+        (1, 'labels', 99),
+        (1, 'labels', -1),
+    ],
+)
+def test_the_interface_of_mmdet_names_the_first_bad_tensor(assigner, owner, field, number):
+    predictions = InstanceData(scores=torch.randn(5, 4), bboxes=torch.rand(5, 4) * 50)
+    truths = InstanceData(labels=torch.tensor([1, 2]), bboxes=torch.rand(2, 4) * 50)
+    (predictions, truths)[owner][field].view(-1)[-1] = number
+    name = ('pred_instances', 'gt_instances')[owner]
+    with pytest.raises(ValueError, match=f'first bad tensor: {name}.{field}'):
+        assigner.assign(predictions, truths, dict(img_shape=(60, 60)))
+
+
+@pytest.mark.parametrize('meta', [None, {}, dict(ori_shape=(3, 3))])
+def test_the_interface_of_mmdet_asks_for_the_shape_of_the_picture(assigner, meta):
+    predictions = InstanceData(scores=torch.randn(5, 4), bboxes=torch.rand(5, 4))
+    truths = InstanceData(labels=torch.tensor([1]), bboxes=torch.rand(1, 4))
+    with pytest.raises(ValueError, match='img_shape'):
+        assigner.assign(predictions, truths, meta)
 
 
 def test_an_assigner_without_costs_is_refused():

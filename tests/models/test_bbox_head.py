@@ -139,3 +139,11 @@ def test_a_picture_without_scale_factor_was_not_resized():
     for rescale in (True, False):
         scaled = head.predict(*predictions, [meta | dict(scale_factor=(1.0, 1.0))], rescale)
         assert torch.equal(head.predict(*predictions, [meta], rescale)[0].bboxes, scaled[0].bboxes)
+
+
+@pytest.mark.parametrize(
+    'change', [dict(num_classes=0), dict(num_layers=0), dict(max_per_img=0), dict(prior_prob=1.0)]
+)
+def test_absurd_numbers_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        DeformableDETRHead(**dict(dict(num_classes=3, embed_dims=8, num_layers=2), **change))

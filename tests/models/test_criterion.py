@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from builders import VARIANTS, batch, build, criterion_config, mmdet_assigner_config, tiny_config
+from builders import VARIANTS, batch, build, criterion_config, tiny_config
 from mmdet.models.losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from transfers import count_transfers
 
+from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
 from ddetr_plugin.models import Targets
 from ddetr_plugin.registry import MODELS
 
@@ -206,6 +207,24 @@ def spoil(place, number):
 def test_the_first_tensor_that_is_not_finite_is_named_with_its_picture(criterion, place, number):
     with pytest.raises(ValueError, match=f'first bad tensor: {place}, picture 2 of the batch'):
         criterion(*spoil(place, number))
+
+
+@pytest.mark.parametrize('number', [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_logit_of_a_class_that_no_picture_has_is_named(criterion, number):
+    logits, boxes = (x.detach() for x in make_predictions())
+    targets = make_targets((2, 0, 5))
+    targets.labels.clamp_(max=NUM_CLASSES - 2)
+    logits[1, 2, 3, NUM_CLASSES - 1] = number
+    with pytest.raises(ValueError, match='class logits of decoder layer 1, picture 2'):
+        criterion(logits, boxes, targets)
+
+
+@pytest.mark.parametrize('place', ['class logits', 'boxes'])
+def test_a_bad_number_in_a_batch_without_ground_truth_is_named(criterion, place):
+    logits, boxes = (x.detach() for x in make_predictions())
+    (logits if place == 'class logits' else boxes)[0, 1] = torch.nan
+    with pytest.raises(ValueError, match=f'{place} of decoder layer 0, picture 1'):
+        criterion(logits, boxes, make_targets((0, 0, 0)))
 
 
 @pytest.mark.parametrize('label', [-1, NUM_CLASSES, 255])

@@ -119,3 +119,9 @@ def test_maps_are_flattened_level_by_level_and_row_by_row():
     assert tokens.shape == (2, 22, 3)
     assert torch.equal(tokens[1, 2 * 5 + 3], maps[0][1, :, 2, 3])
     assert torch.equal(tokens[0, 21], maps[1][0, :, 1, 0])
+
+
+@pytest.mark.parametrize(('sizes', 'shapes'), [([], [(8, 8)]), ([(2, 2)], [])])
+def test_a_batch_without_levels_or_pictures_is_refused(sizes, shapes):
+    with pytest.raises(ValueError, match='at least one level and one picture'):
+        FeatureLevels.from_images(sizes, (8, 8), shapes, torch.device('cpu'))

@@ -8,6 +8,7 @@ import torch
 from golden import VARIANTS, load_golden
 
 import ddetr_plugin.models.attention as attention
+from ddetr_plugin.checkpoints import export
 from ddetr_plugin.ops import ms_deform_attn_fused_reference, native_load_error
 
 # (outputs and losses, gradients), relative. The recording itself has float32 rounding.
@@ -98,3 +99,17 @@ def test_the_best_hundred_detections_equal_the_official_ones(golden):
         assert result.labels.tolist() == golden.arrays[f'post_labels_{i}'].tolist()
         assert_close(result.scores, golden.arrays[f'post_scores_{i}'], 1e-5)
         assert_close(result.bboxes, golden.arrays[f'post_boxes_{i}'], 1e-5)
+
+
+def test_the_official_state_dict_comes_back_bit_for_bit(golden):
+    """Names, aliases and numbers, apart from the backbone, which the recordings lack."""
+    back = export(golden.model.state_dict(), 'official')
+    assert sorted(back) == sorted(golden.weights)
+    for name, weight in golden.weights.items():
+        assert torch.equal(back[name], weight), name
+
+
+def test_the_variant_is_recognised(golden):
+    names = {'two_stage': 'two-stage', 'single_scale': 'single-scale'}
+    variant = golden.record['variant']
+    assert golden.layout.variant == names.get(variant, variant)

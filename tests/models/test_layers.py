@@ -91,3 +91,13 @@ def test_every_layer_of_a_stack_has_its_own_weights():
         assert len({id(p) for p in layers.parameters()}) == count * len(
             list(layers[0].parameters())
         )
+
+
+@pytest.mark.parametrize('make', [encoder_layer, decoder_layer])
+def test_initialising_twice_keeps_the_initialisation_of_the_paper(make):
+    layer = make()
+    layer.init_weights()
+    layer.init_weights()
+    attention = layer.self_attn if make is encoder_layer else layer.cross_attn
+    assert not attention.sampling_offsets.weight.any()
+    assert not attention.attention_weights.weight.any()

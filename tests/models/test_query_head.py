@@ -12,6 +12,7 @@ from ddetr_plugin.models import (
     LearnedQueryHead,
     TwoStageHead,
 )
+from ddetr_plugin.registry import MODELS
 
 SIZES = [(8, 12), (4, 6), (2, 3)]
 TOKENS = 126
@@ -207,3 +208,16 @@ def test_proposals_learn_objects_not_classes():
     model.loss(inputs, samples)['enc_loss_cls'].backward()
     # A positive's gradient is negative and outweighs those of the rare-class background.
     assert model.query_head.cls_branch.bias.grad.argmin() == 0
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(type='ddetr_plugin.LearnedQueryHead', num_queries=0, embed_dims=8),
+        dict(type='ddetr_plugin.TwoStageHead', num_queries=0, embed_dims=8, num_classes=3),
+        dict(type='ddetr_plugin.TwoStageHead', num_queries=5, embed_dims=8, num_classes=0),
+    ],
+)
+def test_numbers_that_are_not_positive_are_refused(config):
+    with pytest.raises(ValueError, match='must be positive'):
+        MODELS.build(config)

@@ -265,3 +265,31 @@ def test_a_second_derivative_is_refused_with_the_way_out():
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match='no second derivative; use ms_deform_attn_reference'):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize('function', IMPLEMENTATIONS)
+def test_on_cell_borders_a_gradient_is_one_of_the_two_slopes(function):
+    # Centres of cells of an 8 x 4 map, and the lines half a cell outside it: all exact in binary.
+    x = (torch.arange(-1, 9, dtype=torch.float64) + 0.5) / 8
+    y = (torch.arange(-1, 5, dtype=torch.float64) + 0.5) / 4
+    locations = torch.stack(torch.meshgrid(x, y, indexing='ij'), dim=-1).view(1, -1, 1, 1, 1, 2)
+    value = torch.randn(1, 32, 1, 3, dtype=torch.float64)
+    weights = torch.ones_like(locations[..., 0])
+
+    def total(locations):
+        output = function(value, *levels_of([(4, 8)]), locations, weights)
+        return output.sum(-1).flatten()  # of each query
+
+    locations.requires_grad_()
+    (gradient,) = torch.autograd.grad(total(locations).sum(), locations)
+    step = 2.0**-10  # the function is piecewise linear: differences are its slopes
+    for axis in range(2):
+        moved = torch.zeros(2, dtype=torch.float64)
+        moved[axis] = step
+        with torch.no_grad():
+            here = total(locations)
+            after = (total(locations + moved) - here) / step
+            before = (here - total(locations - moved)) / step
+        mine = gradient[..., axis].flatten()
+        nearest = torch.minimum((mine - after).abs(), (mine - before).abs())
+        assert nearest.max() < 1e-9

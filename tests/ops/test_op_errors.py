@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from op_cases import case, needs_native, outputs_and_gradients
@@ -109,6 +110,13 @@ def test_the_raw_backward_refuses_a_wrong_grad_output(grad_output):
         (48, None, 'spatial_shapes'),
         (((7, 5), (3, 4), (1, 1)), [0, 35, 48], 'level_start_index'),
         (((7, 5), (3, 4), (1, 1)), torch.tensor([0, 30, 47]), 'level_start_index'),
+        (((7, 5), (3, 4), (1, 1)), torch.tensor([0.0, 35.0, 47.0]), 'level_start_index'),
+        (((7, 5), (3, 4), (1, 1)), torch.tensor(7), 'level_start_index'),
+        (((7, 5), (3, 4), (1, 1)), 7, 'level_start_index'),
+        (((7, 5), (3, 4), (1, 1)), np.array([0, 30, 47]), 'level_start_index'),
+        (((7.0, 5.0), (3, 4), (1, 1)), None, 'spatial_shapes'),
+        ((('7', '5'), (3, 4), (1, 1)), None, 'spatial_shapes'),
+        (((7, None), (3, 4), (1, 1)), None, 'spatial_shapes'),
     ],
 )
 @pytest.mark.parametrize('function', [ms_deform_attn, ms_deform_attn_reference])
@@ -124,6 +132,12 @@ def test_what_is_no_tensor_is_refused_by_name(position, blamed):
     arguments[position] = [1.0]
     with pytest.raises(ValueError, match=f'^{blamed} must be a tensor, got list'):
         ms_deform_attn(*arguments)
+
+
+def test_a_sparse_value_is_refused_by_name():
+    value, *arguments = case()
+    with pytest.raises(ValueError, match='^value must be a dense tensor'):
+        ms_deform_attn(value.to_sparse(), *arguments)
 
 
 def test_tensor_shapes_without_starts_are_refused():

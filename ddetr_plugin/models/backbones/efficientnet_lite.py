@@ -55,6 +55,8 @@ class EfficientNetLite0(EfficientNet):
         pretrained=False,
         init_cfg=None,
     ):
+        if not len(out_indices):
+            raise ValueError('out_indices must name at least one stage of 0..6, got none')
         extra = {} if init_cfg is None else {'init_cfg': init_cfg}
         super().__init__(
             arch='l0',

@@ -1,0 +1,38 @@
+"""A bridge for Deformable DETR weights: official release, mmdet 3, transformers, detrex, ours."""
+
+from ddetr_plugin.checkpoints.adopt import adopt, install_checkpoint_loader
+from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours
+from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
+from ddetr_plugin.checkpoints.files import (
+    Source,
+    allow_official_checkpoints,
+    read_checkpoint,
+    unwrap,
+    write_checkpoint,
+)
+from ddetr_plugin.checkpoints.libraries import with_rows
+from ddetr_plugin.checkpoints.names import DIALECTS, Layout
+from ddetr_plugin.checkpoints.rename import export, import_state
+from ddetr_plugin.checkpoints.report import describe
+
+__all__ = [
+    'DIALECTS',
+    'OURS',
+    'Conversion',
+    'Layout',
+    'Source',
+    'adopt',
+    'allow_official_checkpoints',
+    'checksum',
+    'describe',
+    'detect_dialect',
+    'detect_layout',
+    'export',
+    'import_state',
+    'install_checkpoint_loader',
+    'read_checkpoint',
+    'to_ours',
+    'unwrap',
+    'with_rows',
+    'write_checkpoint',
+]

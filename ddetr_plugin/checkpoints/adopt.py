@@ -1,0 +1,88 @@
+"""Foreign weights where a model loads its own: `load_state_dict`, and mmengine's `load_from`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddetr_plugin.checkpoints.convert import Conversion, to_ours
+from ddetr_plugin.checkpoints.detect import OURS, detect_dialect
+from ddetr_plugin.checkpoints.files import allow_official_checkpoints, read_checkpoint, unwrap
+
+__all__ = ['adopt', 'install_checkpoint_loader']
+
+
+def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
+    """Rewrites `state_dict` in place if another implementation wrote it; else leaves it alone.
+
+    Args:
+        state_dict: what `model` is about to load; also with the weights one level down, as
+            official files hold them.
+        prefix: what comes before the names of `model`.
+        model: ours; decides variant, number of classes and whether the neck has a bias.
+
+    Returns:
+        What was done, or None if nothing was.
+
+    Raises:
+        RuntimeError: weights are left over or missing, or shapes do not fit.
+    """
+    inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if detect_dialect(inside) == OURS:
+        return None
+    source = unwrap(inside)
+    if detect_dialect(source.state) in (None, OURS):
+        return None
+    try:
+        converted = to_ours(source, target=model.state_dict())
+    except ValueError as error:
+        # What load_state_dict raises where weights do not fit.
+        raise RuntimeError(str(error)) from error
+    for name in inside:
+        del state_dict[prefix + name]
+    state_dict.update((prefix + name, tensor) for name, tensor in converted.state.items())
+    return converted
+
+
+def install_checkpoint_loader() -> None:
+    """Let mmengine's `load_from` read official files, safetensors and transformers' folders.
+
+    Files that mmengine knows are read by mmengine. Calling it again changes nothing.
+    """
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    loader = mmengine_checkpoint.CheckpointLoader
+    known = loader._schemes['']
+    if getattr(known, 'reads_foreign_checkpoints', False):
+        return
+    allow_official_checkpoints()
+    loader.register_scheme('', _with_foreign_files(known), force=True)
+
+
+def _with_foreign_files(known: Callable) -> Callable:
+    # mmengine prints what follows `load_from_`.
+    def load_from_local(filename: str, map_location: Any) -> Any:
+        path = Path(filename).expanduser()
+        if path.suffix == '.safetensors' or path.is_dir():
+            source = read_checkpoint(path)
+            return {'state_dict': source.state, 'meta': source.meta}
+        content = known(filename, map_location)
+        if isinstance(content, Mapping) and 'state_dict' not in content:
+            source = unwrap(content)
+            if detect_dialect(source.state) not in (None, OURS):
+                # Hooks such as EMAHook look for the weights here.
+                return {'state_dict': source.state, 'meta': source.meta, **_plain(content)}
+        return content
+
+    load_from_local.reads_foreign_checkpoints = True  # type: ignore[attr-defined]
+    return load_from_local
+
+
+def _plain(content: Mapping) -> dict:
+    """What else a file holds, if its weights lie one level down."""
+    nested = any(isinstance(value, Mapping) for value in content.values())
+    if not nested:
+        return {}
+    return {k: v for k, v in content.items() if not isinstance(v, torch.Tensor) and k != 'meta'}

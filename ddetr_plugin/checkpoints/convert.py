@@ -1,0 +1,248 @@
+"""Weights of any origin for one of our models: what fits, what is filled in, what is an error."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddetr_plugin.checkpoints.classes import (
+    OFFICIAL_TO_COCO,
+    fresh_rows,
+    is_class_head,
+    is_proposal_head,
+    move_rows,
+    plan_rows,
+    resize_proposal_rows,
+    source_classes,
+)
+from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
+from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
+from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, import_state
+
+__all__ = ['Conversion', 'checksum', 'to_ours']
+
+
+class Conversion(NamedTuple):
+    """Weights in our names, and how they came about.
+
+    Attributes:
+        state: by our names.
+        dialect: what they were written by.
+        layout: their architecture.
+        classes: name of each class row, or None where nobody says.
+        notes: what was done besides renaming, a sentence each.
+        problems: what does not fit; only with `allow_missing`.
+        dropped: by our names, the class rows that have no place: (rows, ...), in order.
+        rows: for each class row the row that it was, or None if it is fresh; None if none moved.
+    """
+
+    state: dict[str, Tensor]
+    dialect: str
+    layout: Layout
+    classes: tuple[str | None, ...] | None
+    notes: list[str]
+    problems: list[str]
+    dropped: dict[str, Tensor]
+    rows: tuple[int | None, ...] | None = None
+
+
+def to_ours(
+    source: Source,
+    dialect: str = 'auto',
+    target: Mapping[str, Tensor] | None = None,
+    classes: Sequence[str] | str | None = None,
+    target_classes: Sequence[str] | None = None,
+    allow_missing: bool = False,
+) -> Conversion:
+    """Weights of any dialect as ours.
+
+    Args:
+        source: the file.
+        dialect: 'auto', 'ddetr_plugin' or one of `DIALECTS`.
+        target: state dict of the model that will take them, of which only names and shapes are
+            read; None if there is none to compare with.
+        classes: names of the wanted classes, which move rows by name; 'keep' leaves the rows as
+            they are; None does what `target` and `target_classes` ask for, and without them turns
+            the official 91 rows into COCO's 80.
+        target_classes: what the rows of `target` are, if known.
+        allow_missing: report what is left over or missing instead of raising.
+
+    Raises:
+        ValueError: the dialect is unknown; keys are left over or missing, or shapes do not fit;
+            classes cannot be mapped.
+    """
+    if dialect == 'auto':
+        dialect = detect_dialect(source.state)
+        if dialect is None:
+            raise ValueError(
+                'the weights are of no Deformable DETR that is known here, none of '
+                f'{", ".join((OURS, *DIALECTS))}; the names begin with '
+                f'{", ".join(list(source.state)[:5])}. Name the origin with --from if it is one'
+            )
+    state = with_common_names(source.state, dialect)
+    layout = detect_layout(state, dialect)
+    wanted = detect_layout(target, OURS) if target is not None else None
+    notes: list[str] = []
+    if wanted is not None and layout.share_branches and not wanted.share_branches:
+        one = layout._replace(share_branches=False)
+        if _may_refine(source.meta, dialect) and _has_all_heads(state, dialect, one):
+            layout = one
+            notes.append(
+                'the heads of all layers are equal, as in a model that is untrained or does '
+                'not refine boxes; the model at hand does'
+            )
+
+    left: list[str] = []
+    if dialect == OURS:
+        ours = dict(state)
+    else:
+        ours, left = import_state(state, dialect, layout)
+        if dialect == 'mmdet':
+            filled = _fill_neck_bias(ours, target)
+            if filled:
+                notes.append(f'{filled} biases of the neck, which mmdet leaves out, are zero (D1)')
+        if dialect == 'hf':
+            _untie_class_heads(ours, layout, notes)
+    problems = [f'left over: {name}' for name in left]
+    if dialect != OURS:
+        problems += [f'missing: {name}' for name in expected_names(layout) if name not in ours]
+
+    names, rows, dropped = _map_classes(ours, source.meta, target, classes, target_classes, notes)
+    if target is not None:
+        problems = [p for p in problems if not p.startswith('missing')]
+        problems += _misfits(ours, target, layout, wanted)
+    if problems and not allow_missing:
+        raise ValueError(_explain(problems, dialect, layout))
+    return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
+
+
+def _may_refine(meta: Mapping, dialect: str) -> bool:
+    """Whether equal heads may belong to a model that refines boxes: some files do not show it."""
+    config = meta.get('cfg')
+    if dialect == 'mmdet' and isinstance(config, str):
+        return re.search(r'with_box_refine\W+True', config) is not None
+    return dialect in ('mmdet', 'hf')
+
+
+def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:
+    ours, _ = import_state(state, dialect, layout)
+    return all(f'bbox_head.cls_branches.{j}.weight' in ours for j in range(layout.decoder_layers))
+
+
+def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]) -> None:
+    """Repeats the class head that transformers saved once for all layers.
+
+    It ties class heads that are equal, also those of a model that refines boxes.
+    """
+    for name in ('bbox_head.cls_branches.0.weight', 'bbox_head.cls_branches.0.bias'):
+        for j in range(1, 1 if layout.share_branches else layout.decoder_layers):
+            other = name.replace('.0.', f'.{j}.')
+            if name in ours and other not in ours:
+                ours[other] = ours[name].clone()
+                notes.append(f'{other} is that of layer 0, with which it was tied')
+
+
+def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None) -> int:
+    """Adds zero biases where mmdet has none and the target, if there is one, wants them."""
+    filled = 0
+    for name in [n for n in ours if re.fullmatch(r'neck\.(extra_)?convs\.\d+\.conv\.weight', n)]:
+        bias = name.removesuffix('weight') + 'bias'
+        if bias not in ours and (target is None or bias in target):
+            ours[bias] = ours[name].new_zeros(len(ours[name]))
+            filled += 1
+    return filled
+
+
+def _misfits(
+    ours: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    layout: Layout,
+    wanted: Layout | None,
+) -> list[str]:
+    problems = []
+    if wanted is not None and layout.variant != wanted.variant:
+        problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
+    for name, tensor in target.items():
+        if name not in ours:
+            if not name.endswith(COUNTER):
+                problems.append(f'missing: {name}')
+        elif ours[name].shape != tensor.shape:
+            problems.append(
+                f'shape: {name} is {tuple(ours[name].shape)}, the model has {tuple(tensor.shape)}'
+            )
+    problems += [f'left over: {n}' for n in ours if n not in target and not n.endswith(COUNTER)]
+    return problems
+
+
+def _explain(problems: Sequence[str], dialect: str, layout: Layout) -> str:
+    return (
+        f'the weights ({dialect}, {layout.variant}: {layout.encoder_layers} encoder and '
+        f'{layout.decoder_layers} decoder layers, {layout.levels} levels) do not fit; '
+        f'{len(problems)} problems:\n  ' + '\n  '.join(problems) + '\n'
+        'Give the config of the same variant and size, or --allow-missing to go on without these'
+    )
+
+
+def _map_classes(
+    ours: dict[str, Tensor],
+    meta: Mapping,
+    target: Mapping[str, Tensor] | None,
+    classes: Sequence[str] | str | None,
+    target_classes: Sequence[str] | None,
+    notes: list[str],
+) -> tuple[tuple | None, tuple | None, dict[str, Tensor]]:
+    """Moves class rows within `ours`; returns `classes`, `rows` and `dropped` of `Conversion`."""
+    heads = [name for name in ours if is_class_head(name)]
+    if not heads:
+        return None, None, {}
+    shape = tuple(ours[heads[0]].shape)
+    count = shape[0]
+    known = source_classes(meta, count)
+    wanted = _rows_of(target, is_class_head)
+    plan = plan_rows(known, count, wanted, classes, target_classes)
+    rows = plan.source if plan and plan.source != tuple(range(count)) else None
+    # Only these can be put back: which rows they were is known.
+    reversible = rows == OFFICIAL_TO_COCO
+    dropped: dict[str, Tensor] = {}
+    if rows is not None:
+        rest = [row for row in range(count) if row not in rows]
+        for name in heads:
+            old = ours[name]
+            ours[name] = move_rows(old, rows, fresh_rows(name, len(rows), old))
+            if reversible:
+                dropped[name] = old[rest].clone()
+        notes.append(
+            f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out: '
+            f'{shape} -> {tuple(ours[heads[0]].shape)}'
+            + (f'; fresh: {", ".join(plan.fresh)}' if plan.fresh else '')
+        )
+    proposals = _rows_of(target, is_proposal_head) or (len(plan.source) if plan else None)
+    for name in filter(is_proposal_head, list(ours)):
+        old = ours[name]
+        new = resize_proposal_rows(name, old, proposals or len(old))
+        if len(new) != len(old):
+            notes.append(f'{name}: {len(new)} of {len(old)} rows, row 0 (objectness) first (D3)')
+            ours[name] = new
+        if reversible:
+            dropped[name] = old[len(new) :].clone()
+    if plan:
+        return plan.classes, rows, dropped
+    return None if known is None else tuple(known), rows, dropped
+
+
+def _rows_of(target: Mapping[str, Tensor] | None, kind: Callable[[str], bool]) -> int | None:
+    return next((len(tensor) for name, tensor in (target or {}).items() if kind(name)), None)
+
+
+def checksum(state: Mapping[str, Tensor]) -> str:
+    """sha256, 16 hexadecimal digits, over names, dtypes, shapes and bytes, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

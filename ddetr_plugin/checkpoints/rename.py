@@ -1,0 +1,146 @@
+"""Names and fused tensors of other implementations into ours and back."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ddetr_plugin.checkpoints.classes import with_official_rows
+from ddetr_plugin.checkpoints.detect import OURS, detect_layout, same_bits
+from ddetr_plugin.checkpoints.names import Layout, module_names, translate
+
+__all__ = ['COUNTER', 'expected_names', 'export', 'import_state']
+
+COUNTER = 'num_batches_tracked'
+_QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
+_NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
+
+
+def import_state(
+    state: Mapping[str, Tensor], dialect: str, layout: Layout
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Renames and fuses; class rows stay as they are.
+
+    Args:
+        state: in the common names of `dialect`.
+        dialect: one of `DIALECTS`.
+        layout: decides which names there are.
+
+    Returns:
+        The weights by our names, and the names that are left over.
+
+    Raises:
+        ValueError: two names of one tensor hold different numbers.
+    """
+    if dialect == 'hf':
+        state = _fuse_qkv(state)
+    modules = module_names(dialect, layout).ours()
+    ours, left = {}, []
+    for name, tensor in state.items():
+        if name.endswith(COUNTER) and dialect != 'mmdet':
+            continue
+        new = translate(name, modules)
+        if new is None:
+            left.append(name)
+        elif new not in ours:
+            ours[new] = tensor
+        elif not same_bits(ours[new], tensor):
+            raise ValueError(
+                f'{name} and another name of the same tensor hold different numbers, but a '
+                f'{layout.variant} model has one tensor there; the file was edited, or --config '
+                'is of another variant'
+            )
+    return ours, left
+
+
+def export(
+    state: Mapping[str, Tensor],
+    dialect: str,
+    layout: Layout | None = None,
+    coco: bool = False,
+    dropped: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Our weights in the names of another implementation, aliases included.
+
+    Args:
+        state: by our names.
+        dialect: one of `DIALECTS`.
+        layout: of `state`; found out if None.
+        coco: the 80 class rows are COCO's: 'official' and 'hf' get their 91 rows. Rows that stand
+            for no category are those of `dropped`, else they never fire.
+        dropped: as in `Conversion`.
+
+    Raises:
+        ValueError: a tensor has no name there.
+    """
+    layout = layout or detect_layout(state, OURS)
+    state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
+    if coco and dialect in ('official', 'hf'):
+        state = with_official_rows(state, dropped or {})
+    biases = [name for name in state if _NECK_BIAS.fullmatch(name)]
+    if dialect == 'mmdet' and not any(state[name].any() for name in biases):
+        # mmdet's neck has none by default, and zeros do nothing.
+        state = {k: v for k, v in state.items() if k not in biases}
+
+    names = module_names(dialect, layout)
+    theirs = {**names.theirs, 'backbone': names.backbone}
+    others: dict[str, list[str]] = {}
+    for alias, ours in names.aliases.items():
+        others.setdefault(ours, []).append(alias)
+    result = {}
+    for name, tensor in state.items():
+        new = translate(name, theirs)
+        if new is None:
+            raise ValueError(
+                f'{name} has no counterpart in {dialect}; only the weights of a model made of '
+                "this package's Deformable DETR parts can be written for it"
+            )
+        result[new] = tensor
+        module, _, parameter = name.rpartition('.')
+        for alias in others.get(module, ()):
+            result[f'{alias}.{parameter}'] = tensor
+    return _split_qkv(result) if dialect == 'hf' else result
+
+
+def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    fused = {}
+    for name, tensor in state.items():
+        match = _QKV.fullmatch(name)
+        if match:
+            parts.setdefault(f'{match[1]}in_proj_{match[3]}', {})[match[2]] = tensor
+        else:
+            fused[name] = tensor
+    for name, qkv in parts.items():
+        if len(qkv) == 3:
+            fused[name] = torch.cat([qkv[x] for x in 'qkv'])
+    return fused
+
+
+def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    split = {}
+    for name, tensor in state.items():
+        stem, found, kind = name.rpartition('in_proj_')
+        if found:
+            for x, part in zip('qkv', tensor.chunk(3)):
+                split[f'{stem}{x}_proj.{kind}'] = part
+        else:
+            split[name] = tensor
+    return split
+
+
+def expected_names(layout: Layout) -> list[str]:
+    """Our parameters of a layout, the backbone's excepted."""
+    names = []
+    for module in module_names('mmdet', layout).theirs:
+        if module.endswith('level_embed'):
+            names.append(module)
+        elif module.endswith('self_attn.attn'):
+            names += [f'{module}.in_proj_weight', f'{module}.in_proj_bias']
+            names += [f'{module}.out_proj.weight', f'{module}.out_proj.bias']
+        else:
+            names.append(f'{module}.weight')
+            if not module.endswith('query_embedding'):
+                names.append(f'{module}.bias')
+    return names

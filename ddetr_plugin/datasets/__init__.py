@@ -1,0 +1,5 @@
+"""What the data pipeline needs beyond mmdet's transforms."""
+
+from ddetr_plugin.datasets.official_resize import OfficialResize
+
+__all__ = ['OfficialResize']

@@ -1,0 +1,91 @@
+"""`load_from` with weights of other implementations or for other classes."""
+
+from collections.abc import Mapping
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+
+from ddetr_plugin.checkpoints import OURS, describe, detect_dialect, to_ours, unwrap
+from ddetr_plugin.registry import HOOKS
+
+__all__ = ['ForeignCheckpointHook', 'dataset_classes']
+
+
+def dataset_classes(config: Mapping) -> tuple[str, ...] | None:
+    """The class names that a config trains on, else tests on; None if it does not say.
+
+    They are the metainfo of its dataset, wrapped or not, or what the dataset's type brings along.
+    """
+    for split in ('train', 'val', 'test'):
+        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset')
+        while (
+            dataset
+            and 'metainfo' not in dataset
+            and ('dataset' in dataset or 'datasets' in dataset)
+        ):
+            dataset = dataset.get('dataset') or dataset['datasets'][0]
+        if not dataset:
+            continue
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        if classes is None:
+            from mmdet.registry import DATASETS
+
+            kind = DATASETS.get(dataset['type'])
+            classes = getattr(kind, 'METAINFO', {}).get('classes')
+        if classes is not None:
+            return (classes,) if isinstance(classes, str) else tuple(classes)
+    return None
+
+
+@HOOKS.register_module()
+class ForeignCheckpointHook(Hook):
+    """Converts what `load_from` names: other implementations' weights, other classes' rows.
+
+    Without it our detector still takes weights of other implementations, but knows no class names:
+    of those it maps COCO's 91 official rows to its 80 only. With it, rows move by the names that
+    the dataset of the config and the checkpoint give; classes that the checkpoint does not know
+    start fresh, and the log says which. Rows of our own checkpoints move only if the model has
+    another number of classes, or the same classes in another order. Resuming changes nothing.
+
+    Args:
+        allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
+            stopping.
+    """
+
+    # Before EMAHook (NORMAL) copies the weights.
+    priority = 'HIGH'
+
+    def __init__(self, allow_missing: bool = False):
+        self.allow_missing = allow_missing
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        """Rewrite the weights in `checkpoint` before the model loads them.
+
+        Raises:
+            ValueError: weights of another implementation do not fit the model.
+        """
+        if runner._resume:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        target = model.state_dict()
+        source = unwrap(checkpoint)
+        dialect = detect_dialect(source.state)
+        if dialect is None or detect_dialect(target) != OURS:
+            return
+        converted = to_ours(
+            source,
+            target=target,
+            target_classes=dataset_classes(runner.cfg),
+            allow_missing=self.allow_missing or dialect == OURS,
+        )
+        if dialect == OURS and converted.rows is None:
+            return
+        shapes = {name: tensor.shape for name, tensor in target.items()}
+        checkpoint['state_dict'] = {
+            name: tensor
+            for name, tensor in converted.state.items()
+            if shapes.get(name, tensor.shape) == tensor.shape
+        }
+        lines = '\n  '.join(describe(converted, source))
+        print_log(f'Converted the checkpoint:\n  {lines}', logger='current')

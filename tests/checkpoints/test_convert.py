@@ -1,0 +1,304 @@
+"""Weights through the bridge: round trips, what is left over, D1 to D3, class surgery."""
+
+import pytest
+import torch
+from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
+from mmengine.config import Config
+
+from ddetr_plugin.checkpoints import OURS, export, to_ours
+from ddetr_plugin.checkpoints.classes import COCO_GAPS, OFFICIAL_TO_COCO, coco_classes, coco_rows
+from ddetr_plugin.checkpoints.libraries import largest_difference, mmdet_model, with_rows
+from ddetr_plugin.registry import MODELS
+
+COUNTER = ('num_batches_tracked',)
+
+
+def released(kind, dialect, classes=91, seed=0):
+    """(our model, its weights as `dialect` publishes them)."""
+    model = ours(kind, classes, seed)
+    return model, export(model.state_dict(), dialect)
+
+
+def converted(state, kind, rows, **options):
+    return to_ours(source(state), target=empty(kind, rows).state_dict(), **options)
+
+
+def mmdets_own(kind):
+    """mmdet's model as mmdet builds it, without biases in the neck, with random weights."""
+    model = mmdet_model(bridge_config(kind, neck=dict(bias=False)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'norm' not in name and '.bn' not in name and 'downsample.1' not in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+def test_weights_of_every_dialect_become_ours_bit_for_bit(dialect, kind):
+    model, state = released(kind, dialect, classes=5)
+    for target in (None, empty(kind).state_dict()):
+        result = to_ours(source(state), target=target)
+        assert (result.dialect, result.layout.variant) == (dialect, kind)
+        assert_same(result.state, model.state_dict(), COUNTER)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dialect', ['official', 'hf'])
+def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
+    _, state = released(kind, dialect)
+    result = to_ours(source(state))
+    heads = [n for n in result.state if 'cls_branch' in n]
+    assert {len(result.state[name]) for name in heads} == {80}
+    back = export(result.state, dialect, result.layout, coco=True, dropped=result.dropped)
+    assert_same(back, state)
+
+
+@pytest.mark.parametrize('kind', ['base', 'refine', 'two-stage'])
+def test_mmdets_own_model_comes_back_bit_for_bit(kind):
+    state = mmdets_own(kind).state_dict()
+    result = to_ours(source(state), target=empty(kind).state_dict())
+    assert (result.dialect, result.problems) == ('mmdet', [])
+    assert_same(export(result.state, 'mmdet', result.layout), state)
+
+
+@pytest.mark.parametrize('kind', ['base', 'refine', 'two-stage'])
+def test_mmdets_own_model_and_ours_agree_with_the_missing_bias_at_zero(kind):
+    """D1: what mmdet leaves out is zero, on padded pictures."""
+    theirs = mmdets_own(kind)
+    model = empty(kind)
+    result = to_ours(source(theirs.state_dict()), target=model.state_dict())
+    model.load_state_dict(result.state, strict=True)
+    assert any('D1' in note for note in result.notes)
+    for name, parameter in model.neck.named_parameters():
+        if 'conv.bias' in name:
+            assert not parameter.any()
+    logits, boxes = largest_difference(model, theirs)
+    assert logits < 1e-5
+    assert boxes < 1e-6
+
+
+def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones():
+    """D1: official biases have no place in mmdet's default neck."""
+    model = MODELS.build(bridge_config('base', neck=dict(bias=False)))
+    theirs = {n: t for n, t in released('base', 'mmdet', 5)[1].items() if 'conv.bias' not in n}
+    assert to_ours(source(theirs), target=model.state_dict()).problems == []
+    with pytest.raises(ValueError, match=r'left over: neck\.convs\.0\.conv\.bias'):
+        to_ours(source(released('base', 'official', 5)[1]), target=model.state_dict())
+
+
+@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_91_rows_become_those_of_the_80_categories(dialect, kind):
+    """D2, and D3: the objectness of the proposals stays in row 0."""
+    model, state = released(kind, dialect)
+    result = converted(state, kind, 80)
+    old = model.state_dict()
+    kept = list(OFFICIAL_TO_COCO)
+    assert len(kept) == 80
+    for name, tensor in result.state.items():
+        if 'bbox_head.cls_branches' in name:
+            assert torch.equal(tensor, old[name][kept])
+        elif 'query_head.cls_branch' in name:
+            assert torch.equal(tensor, old[name][:80])
+    assert result.classes == coco_classes()
+
+
+def test_the_gaps_are_the_category_ids_that_coco_leaves_out():
+    names = coco_rows()
+    assert len(names) == 91
+    assert COCO_GAPS == (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+    # Category ids of instances_val2017.json.
+    some = {1: 'person', 13: 'stop sign', 27: 'backpack', 67: 'dining table', 90: 'toothbrush'}
+    assert {row: names[row] for row in some} == some
+
+
+def test_rows_for_no_category_never_fire_when_they_were_never_there():
+    model = ours('two-stage', 80)
+    state = export(model.state_dict(), 'official', coco=True)
+    bias = state['class_embed.0.bias']
+    assert len(bias) == 91
+    assert bias[list(COCO_GAPS)].sigmoid().max() < 1e-8
+    proposals = state['class_embed.2.weight']
+    assert torch.equal(proposals[:80], model.query_head.cls_branch.weight)
+
+
+def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
+    """A copy of a fresh mmdet model: six heads, all equal."""
+    model = ours('refine')
+    with torch.no_grad():
+        for branches in (model.bbox_head.cls_branches, model.bbox_head.reg_branches):
+            branches[1].load_state_dict(branches[0].state_dict())
+    state = export(model.state_dict(), 'mmdet')
+    assert to_ours(source(state)).layout.share_branches
+    result = converted(state, 'refine', 5)
+    assert result.problems == []
+    assert any('heads of all layers are equal' in note for note in result.notes)
+
+
+def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
+    _, state = released('base', 'mmdet', 5)
+    target = empty('refine').state_dict()
+    to_ours(source(state, cfg='model = dict(with_box_refine=True)'), target=target)
+    with pytest.raises(ValueError, match='the weights are base, the model is refine'):
+        to_ours(source(state, cfg="model = dict(type='DeformableDETR')"), target=target)
+
+
+def test_the_class_head_that_transformers_tied_is_repeated():
+    model, state = released('refine', 'hf', 5)
+    del state['class_embed.1.weight'], state['class_embed.1.bias']
+    result = converted(state, 'refine', 5)
+    assert torch.equal(
+        result.state['bbox_head.cls_branches.1.weight'], model.bbox_head.cls_branches[0].weight
+    )
+    assert sum('tied' in note for note in result.notes) == 2
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_transformers_saves_shared_heads_once_under_either_name(first):
+    model, state = released('refine', 'hf', 5)
+    prefix = 'bbox_embed' if first else 'model.decoder.bbox_embed'
+    state = {n: t for n, t in state.items() if not n.startswith(prefix)}
+    if not first:
+        # Then nothing but different heads tells that the model refines.
+        assert to_ours(source(state)).layout.variant == 'refine'
+    assert_same(converted(state, 'refine', 5).state, model.state_dict(), COUNTER)
+
+
+def test_the_names_of_newer_transformers_are_read():
+    model, state = released('base', 'hf', 5)
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.replace('backbone.conv_encoder.model', 'backbone.model')
+        name = name.replace('.fc1.', '.mlp.fc1.').replace('.fc2.', '.mlp.fc2.')
+        renamed[name.replace('self_attn.out_proj', 'self_attn.o_proj')] = tensor
+    assert renamed.keys() != state.keys()
+    assert_same(converted(renamed, 'base', 5).state, model.state_dict(), COUNTER)
+
+
+def test_a_misspelt_norm_of_detrex_is_read():
+    model, state = released('two-stage', 'detrex', 5)
+    state = {n.replace('enc_output_norm', 'enc_outpout_norm'): t for n, t in state.items()}
+    assert_same(converted(state, 'two-stage', 5).state, model.state_dict(), COUNTER)
+
+
+def test_detrex_proposal_heads_cut_to_80_rows_keep_them():
+    """Its converter cuts the official 91 rows of proposals to the first 80."""
+    model, state = released('two-stage', 'detrex', 80)
+    assert_same(converted(state, 'two-stage', 80).state, model.state_dict(), COUNTER)
+
+
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+def test_every_key_that_is_missing_or_left_over_is_listed(dialect):
+    _, state = released('base', dialect, 5)
+    gone = [n for n in state if 'sampling_offsets' in n][0]
+    del state[gone]
+    state['denoising.weight'] = torch.zeros(2)
+    for target in (None, empty('base').state_dict()):
+        with pytest.raises(ValueError, match='2 problems') as error:
+            to_ours(source(state), target=target)
+        assert 'missing: encoder.layers.0.self_attn.sampling_offsets.' in str(error.value)
+        assert 'left over: denoising.weight' in str(error.value)
+        assert '--allow-missing' in str(error.value)
+        result = to_ours(source(state), target=target, allow_missing=True)
+        assert len(result.problems) == 2
+
+
+def test_weights_of_another_variant_or_size_say_what_they_are():
+    _, state = released('refine', 'official', 5)
+    with pytest.raises(ValueError, match='the weights are refine, the model is base'):
+        converted(state, 'base', 5)
+    wide = MODELS.build(bridge_config('refine', neck=dict(in_channels=[64, 256, 512])))
+    with pytest.raises(ValueError, match=r'shape: neck\.convs\.0\.conv\.weight is \(64, 128'):
+        to_ours(source(state), target=wide.state_dict())
+
+
+def test_two_names_of_one_tensor_must_hold_the_same_numbers():
+    _, state = released('refine', 'official', 5)
+    alias = 'transformer.decoder.bbox_embed.0.layers.0.weight'
+    state[alias] = state[alias] + 1
+    with pytest.raises(ValueError, match='hold different numbers'):
+        to_ours(source(state))
+
+
+def test_weights_of_another_model_are_refused():
+    with pytest.raises(ValueError, match='of no Deformable DETR'):
+        to_ours(source({'conv1.weight': torch.zeros(1)}))
+    with pytest.raises(ValueError, match='there is no level embedding'):
+        to_ours(source({'conv1.weight': torch.zeros(1)}), 'official')
+
+
+def test_classes_move_by_name_and_unknown_ones_start_fresh():
+    model, state = released('two-stage', 'official')
+    wanted = ('zebra', 'platypus', 'Person')
+    result = converted(state, 'two-stage', 3, classes=wanted)
+    names = coco_rows()
+    old, new = model.state_dict(), result.state
+    weight, bias = 'bbox_head.cls_branches.1.weight', 'bbox_head.cls_branches.1.bias'
+    for name in (weight, bias):
+        assert torch.equal(new[name][0], old[name][names.index('zebra')])
+        assert torch.equal(new[name][2], old[name][names.index('person')])
+    # As a new head starts: probability 0.01.
+    assert new[bias][1].sigmoid().item() == pytest.approx(0.01, rel=1e-3)
+    assert 0 < new[weight][1].abs().max() <= 256**-0.5
+    assert result.rows == (names.index('zebra'), None, names.index('person'))
+    assert any(note.endswith('fresh: platypus') for note in result.notes)
+    # D3.
+    proposals = 'query_head.cls_branch.weight'
+    assert torch.equal(new[proposals], old[proposals][:3])
+    assert result.classes == wanted
+
+
+def test_fresh_rows_are_the_same_every_time():
+    _, state = released('base', 'official')
+    one, other = (converted(state, 'base', 2, classes=('a', 'b')) for _ in range(2))
+    assert_same(one.state, other.state)
+
+
+def test_our_own_checkpoints_move_to_other_classes_by_the_names_they_hold():
+    model = ours('base', 3)
+    result = to_ours(
+        source(model.state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow'))),
+        target=empty('base', 2).state_dict(),
+        target_classes=('cow', 'horse'),
+    )
+    assert result.dialect == OURS
+    assert result.rows == (2, None)
+    old = model.bbox_head.cls_branches[0].weight
+    assert torch.equal(result.state['bbox_head.cls_branches.0.weight'][0], old[2])
+
+
+def test_the_same_classes_in_another_order_are_put_in_order():
+    state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    target = empty('base', 3).state_dict()
+    assert to_ours(state, target=target, target_classes=('cow', 'cat', 'dog')).rows == (2, 0, 1)
+    # Other names may be other words for the same classes: rows stay.
+    assert to_ours(state, target=target, target_classes=('cow', 'cat', 'hound')).rows is None
+    assert to_ours(state, target=target, target_classes=('cat', 'dog', 'cow')).rows is None
+
+
+def test_classes_that_cannot_be_mapped_say_why():
+    _, state = released('base', 'official', 20)
+    with pytest.raises(ValueError, match='20 class rows and do not say of which classes'):
+        converted(state, 'base', 2, classes=('a', 'b'))
+    with pytest.raises(ValueError, match='unique, got cat'):
+        converted(released('base', 'official')[1], 'base', 2, classes=('Cat', 'cat'))
+    named = to_ours(source(state), classes=tuple(f'class {i}' for i in range(20)))
+    assert named.rows is None
+    assert named.classes[3] == 'class 3'
+
+
+def test_rows_can_be_left_as_they_are():
+    model, state = released('two-stage', 'official')
+    result = to_ours(source(state), classes='keep')
+    assert_same(result.state, model.state_dict(), COUNTER)
+    assert result.classes[1] == 'person'
+    assert result.classes[12] is None
+
+
+def test_a_config_is_not_changed_by_another_number_of_rows():
+    config = Config(dict(model=bridge_config('two-stage'))).model
+    before = config.to_dict()
+    changed = with_rows(config, 9)
+    assert config.to_dict() == before
+    assert (changed['bbox_head']['num_classes'], changed['query_head']['num_classes']) == (9, 9)

@@ -1,0 +1,230 @@
+"""tools/convert_checkpoint.py from the command line's point of view."""
+
+import argparse
+import os
+
+import convert_checkpoint
+import pytest
+import torch
+from bridge_cases import assert_same, bridge_config
+from builders import build
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ddetr_plugin.checkpoints import export, read_checkpoint, write_checkpoint
+from ddetr_plugin.checkpoints.classes import coco_classes
+from ddetr_plugin.checkpoints.libraries import mmdet_model
+from ddetr_plugin.checkpoints.names import with_transformers_resnet
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the tool; returns its report."""
+
+    def call(*arguments):
+        convert_checkpoint.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def failure(capsys):
+    """Runs the tool, which must fail; returns what it says."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            convert_checkpoint.main([str(argument) for argument in arguments])
+        assert stop.value.code not in (0, None)
+        return str(stop.value.code) + capsys.readouterr().err
+
+    return call
+
+
+def write_config(path, kind='base', classes=80, **changes):
+    dataset = dict(type='mmdet.CocoDataset')
+    Config(
+        dict(
+            default_scope='mmdet',
+            custom_imports=dict(imports=['ddetr_plugin'], allow_failed_imports=False),
+            model=bridge_config(kind, classes, **changes),
+            train_dataloader=dict(dataset=dataset),
+        )
+    ).dump(path)
+    return path
+
+
+def write_official(path, kind='base', classes=91, dilation=False):
+    state = export(build(bridge_config(kind, classes)).state_dict(), 'official')
+    args = argparse.Namespace(dilation=dilation)
+    torch.save({'model': state, 'optimizer': {}, 'args': args}, path)
+    return state
+
+
+@pytest.mark.parametrize('kind', ['base', 'two-stage'])
+@pytest.mark.parametrize('between', ['official', 'mmdet', 'hf'])
+def test_official_weights_come_back_bit_for_bit(run, tmp_path, kind, between):
+    state = write_official(tmp_path / 'official.pth', kind)
+    config = write_config(tmp_path / 'config.py', kind)
+    report = run(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config)
+    for words in (
+        'written by: official',
+        f'variant: {kind}; backbone not dilated',
+        'class rows: 80 of 91 moved, 11 left out: (91,',
+        'neck: 16 tensors',
+        'not converted: optimizer',
+        '80 class rows, checksum',
+    ):
+        assert words in report
+    ours = torch.load(tmp_path / 'ours.pth')
+    assert ours['meta']['dataset_meta']['classes'] == coco_classes()
+    run(tmp_path / 'ours.pth', tmp_path / 'other.pth', '--to', between)
+    if between == 'mmdet':
+        # Its 80 rows cannot hold the others.
+        assert (
+            len(read_checkpoint(tmp_path / 'other.pth').state['bbox_head.cls_branches.0.bias'])
+            == 80
+        )
+        return
+    run(tmp_path / 'other.pth', tmp_path / 'back.pth', '--to', 'official')
+    assert_same(read_checkpoint(tmp_path / 'back.pth').state, state)
+
+
+def test_what_the_tool_writes_is_loaded_by_a_runner(run, tiny_job, tmp_path):
+    path = tiny_job()
+    config = Config.fromfile(path)
+    model = build(config.model)
+    torch.save({'model': export(model.state_dict(), 'official')}, tmp_path / 'official.pth')
+    report = run(
+        tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', path, '--classes', 'post',
+        'bar', 'square',
+    )  # fmt: skip
+    assert 'checksum' in report
+    config.load_from = str(tmp_path / 'ours.pth')
+    runner = Runner.from_cfg(config)
+    runner.load_or_resume()
+    # The config has the same classes in another order.
+    old = model.bbox_head.cls_branches[0].weight
+    assert torch.equal(runner.model.bbox_head.cls_branches[0].weight, old[[2, 1, 0]])
+
+
+def test_verify_compares_with_mmdets_own_model(run, tmp_path):
+    kind = 'refine'
+    theirs = mmdet_model(bridge_config(kind, neck=dict(bias=False)))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        theirs.level_embed.normal_()
+    torch.save({'state_dict': theirs.state_dict()}, tmp_path / 'mmdet.pth')
+    config = write_config(tmp_path / 'config.py', kind, 5)
+    report = run(
+        tmp_path / 'mmdet.pth', tmp_path / 'ours.pth', '--config', config, '--verify', '--classes',
+        'keep',
+    )  # fmt: skip
+    (line,) = [line for line in report.splitlines() if line.startswith('verified')]
+    logits, boxes = (float(word.rstrip(',')) for word in line.split() if 'e-' in word)
+    assert logits < 1e-5
+    assert boxes < 1e-6
+
+
+def test_verify_compares_with_transformers_own_model(run, tmp_path):
+    pytest.importorskip('transformers', reason='transformers is not installed')
+    model = build(bridge_config('refine', 91))
+    write_checkpoint(tmp_path / 'x.bin', export(model.state_dict(), 'hf'), 'hf', {})
+    config = write_config(tmp_path / 'config.py', 'refine', 80)
+    report = run(tmp_path / 'x.bin', tmp_path / 'ours.pth', '--config', config, '--verify')
+    assert 'class rows: 80 of 91 moved' in report
+    (line,) = [line for line in report.splitlines() if line.startswith('verified')]
+    assert max(float(word.rstrip(',')) for word in line.split() if 'e-' in word) < 1e-5
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_transformers_backbone_keeps_its_kind_of_names(run, tmp_path, own):
+    state = export(build(bridge_config('base', 91)).state_dict(), 'hf')
+    state = with_transformers_resnet(state) if own else state
+    write_checkpoint(tmp_path / 'x.bin', state, 'hf', {})
+    run(tmp_path / 'x.bin', tmp_path / 'ours.pth')
+    run(tmp_path / 'ours.pth', tmp_path / 'back.bin', '--to', 'hf')
+    assert_same(read_checkpoint(tmp_path / 'back.bin').state, state)
+
+
+def test_verify_says_where_there_is_nothing_to_compare_with(run, tmp_path):
+    write_official(tmp_path / 'official.pth')
+    config = write_config(tmp_path / 'config.py')
+    report = run(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config, '--verify')
+    assert 'verified: no; there is no library of official' in report
+
+
+def test_classes_and_config_options_decide_the_rows(run, tmp_path):
+    state = write_official(tmp_path / 'official.pth', 'two-stage')
+    config = write_config(tmp_path / 'config.py', 'two-stage', 2)
+    report = run(
+        tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config, '--classes', 'dog',
+        'unicorn',
+    )  # fmt: skip
+    assert 'fresh: unicorn' in report
+    ours = read_checkpoint(tmp_path / 'ours.pth').state
+    assert torch.equal(ours['query_head.cls_branch.bias'], state['class_embed.2.bias'][:2])
+    wide = run(
+        tmp_path / 'official.pth', tmp_path / 'all.pth', '--config', config, '--cfg-options',
+        'model.bbox_head.num_classes=91', 'model.query_head.num_classes=91',
+    )  # fmt: skip
+    assert '91 class rows' in wide
+
+
+def test_a_dilated_backbone_is_reported_and_compared_with_the_config(run, tmp_path):
+    write_official(tmp_path / 'official.pth', 'single-scale', dilation=True)
+    config = write_config(tmp_path / 'config.py', 'single-scale')
+    report = run(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config)
+    assert 'variant: single-scale; dilated backbone (DC5)' in report
+    assert 'warning: the file is of a dilated backbone, the config has an undilated one' in report
+
+
+def test_weights_for_mmdet_say_that_its_neck_needs_a_bias(run, tmp_path):
+    write_official(tmp_path / 'official.pth')
+    report = run(tmp_path / 'official.pth', tmp_path / 'mmdet.pth', '--to', 'mmdet')
+    assert 'build the neck with bias=True' in report
+    theirs = mmdet_model(bridge_config('base', 80))
+    theirs.load_state_dict(torch.load(tmp_path / 'mmdet.pth')['state_dict'], strict=False)
+
+
+def test_what_is_wrong_is_said_in_one_message(failure, tmp_path):
+    official = tmp_path / 'official.pth'
+    state = write_official(official)
+    out = tmp_path / 'out.pth'
+    assert 'absent.pth does not exist' in failure(tmp_path / 'absent.pth', out)
+    assert 'config absent.py does not exist' in failure(official, out, '--config', 'absent.py')
+    assert '--verify needs --config' in failure(official, out, '--verify')
+    assert 'invalid choice' in failure(official, out, '--to', 'detrex')
+    refine = write_config(tmp_path / 'refine.py', 'refine')
+    said = failure(official, out, '--config', refine)
+    assert 'the weights are base, the model is refine' in said
+    assert 'missing: bbox_head.cls_branches.1.weight' in said
+    del state['transformer.reference_points.bias']
+    torch.save({'model': state}, official)
+    assert 'missing: query_head.reference_points_fc.bias' in failure(official, out)
+    assert not out.exists()
+
+
+def test_missing_weights_can_be_allowed(run, tmp_path):
+    official = tmp_path / 'official.pth'
+    state = write_official(official)
+    del state['transformer.reference_points.bias']
+    torch.save({'model': state}, official)
+    report = run(official, tmp_path / 'out.pth', '--allow-missing')
+    assert 'ignored: missing: query_head.reference_points_fc.bias' in report
+
+
+def test_trust_is_the_only_way_to_a_file_that_runs_something(run, failure, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'made'),)
+
+    state = export(build(bridge_config('base')).state_dict(), 'official')
+    torch.save({'model': state, 'args': Attack()}, tmp_path / 'x.pth')
+    said = failure(tmp_path / 'x.pth', tmp_path / 'out.pth')
+    assert 'mkdir' in said
+    assert '--trust' in said
+    assert not (tmp_path / 'made').exists()
+    assert 'checksum' in run(tmp_path / 'x.pth', tmp_path / 'out.pth', '--trust')
+    assert (tmp_path / 'made').exists()

@@ -1,0 +1,171 @@
+"""Files of every kind, and what is refused."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from bridge_cases import assert_same, ours
+
+from ddetr_plugin.checkpoints import (
+    export,
+    read_checkpoint,
+    to_ours,
+    unwrap,
+    write_checkpoint,
+)
+
+STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        STATE,
+        {'model': STATE},
+        {'state_dict': STATE, 'meta': {}},
+        {'model': {f'module.{k}': v for k, v in STATE.items()}},
+        {'state_dict': {f'module._orig_mod.{k}': v for k, v in STATE.items()}},
+        {'model': STATE, 'optimizer': {'state': {0: {'step': torch.ones(1)}}}, 'epoch': 3},
+        {'model': {**STATE, 'ema_level_embed': torch.ones(1, 4), 'steps': torch.ones(1)}},
+    ],
+)
+def test_weights_are_found_whatever_they_are_wrapped_in(tmp_path, content):
+    found = read_checkpoint(saved(tmp_path / 'x.pth', content))
+    assert_same(found.state, STATE)
+
+
+def test_what_is_not_converted_is_named(tmp_path):
+    content = {'model': STATE, 'optimizer': {}, 'lr_scheduler': {}, 'ema': STATE}
+    left = ' '.join(read_checkpoint(saved(tmp_path / 'x.pth', content)).left)
+    for word in ('optimizer', 'lr_scheduler', '--ema'):
+        assert word in left
+
+
+@pytest.mark.parametrize('key', ['ema', 'model_ema', 'ema_state', 'ema_state_dict'])
+@pytest.mark.parametrize('nested', [True, False])
+def test_an_average_is_taken_when_asked_for(key, nested):
+    average = {f'module.{k}': v + 1 for k, v in STATE.items()}
+    content = {'model': STATE, key: {'model': average} if nested else average}
+    assert_same(unwrap(content).state, STATE)
+    assert_same(unwrap(content, ema=True).state, {k: v + 1 for k, v in STATE.items()})
+    with pytest.raises(ValueError, match='no average'):
+        unwrap({'model': STATE}, ema=True)
+
+
+def test_the_weights_of_a_runner_with_ema_are_the_average_already():
+    content = {'state_dict': STATE, 'ema_state_dict': {k: v + 1 for k, v in STATE.items()}}
+    source = unwrap(content, ema=True)
+    assert_same(source.state, STATE)
+    assert 'average already' in source.left[0]
+
+
+@pytest.mark.parametrize('dilation', [True, False])
+def test_an_official_file_says_whether_its_backbone_is_dilated(tmp_path, dilation):
+    args = argparse.Namespace(dilation=dilation, lr=2e-4, output_dir='x')
+    source = read_checkpoint(saved(tmp_path / 'x.pth', {'model': STATE, 'args': args}))
+    assert source.dilated is dilation
+    assert read_checkpoint(saved(tmp_path / 'y.pth', {'model': STATE})).dilated is None
+    cfg = f"backbone=dict(dilations=(1, 1, 1, {2 if dilation else 1}), type='ResNet')"
+    content = {'state_dict': STATE, 'meta': {'cfg': cfg}}
+    assert read_checkpoint(saved(tmp_path / 'z.pth', content)).dilated is dilation
+
+
+def test_a_python_that_has_loaded_nothing_else_reads_official_files(tmp_path):
+    file = saved(tmp_path / 'x.pth', {'model': STATE, 'args': argparse.Namespace(dilation=True)})
+    code = (
+        'from ddetr_plugin.checkpoints import read_checkpoint\n'
+        f'print(read_checkpoint({str(file)!r}).dilated)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.stdout == 'True\n', done.stderr
+
+
+@pytest.mark.parametrize(('function', 'name'), [(os.system, 'system'), (eval, 'eval')])
+def test_a_pickle_that_wants_to_run_something_is_refused_by_name(tmp_path, function, name):
+    mark = tmp_path / 'ran'
+    command = f'touch {mark}' if function is os.system else f'open({str(mark)!r}, "w")'
+
+    class Attack:
+        def __reduce__(self):
+            return function, (command,)
+
+    file = saved(tmp_path / 'x.pth', {'model': STATE, 'args': Attack()})
+    with pytest.raises(ValueError, match=rf'asks to run \S*{name}.*--trust'):
+        read_checkpoint(file)
+    assert not mark.exists()
+    assert_same(read_checkpoint(file, trust=True).state, STATE)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', b'PK\x03\x04 broken'])
+def test_a_file_that_is_no_checkpoint_says_so(tmp_path, content):
+    file = tmp_path / 'x.pth'
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match='x.pth is not'):
+        read_checkpoint(file)
+
+
+def test_missing_and_empty_files_say_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match='x.pth does not exist'):
+        read_checkpoint(tmp_path / 'x.pth')
+    with pytest.raises(FileNotFoundError, match='neither model.safetensors'):
+        read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match='holds a list, expected a dict'):
+        read_checkpoint(saved(tmp_path / 'x.pth', [torch.ones(1)]))
+    with pytest.raises(ValueError, match='holds no weights.*found epoch'):
+        read_checkpoint(saved(tmp_path / 'x.pth', {'epoch': 3}))
+
+
+def test_a_folder_of_transformers_is_read_with_its_class_names(tmp_path):
+    state = export(ours('base', 3).state_dict(), 'hf')
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+    labels = {'0': 'N/A', '1': 'cat', '2': 'dog'}
+    config = {'model_type': 'deformable_detr', 'id2label': labels, 'dilation': True}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    source = read_checkpoint(tmp_path)
+    assert source.meta == {'dilation': True, 'row_names': [None, 'cat', 'dog']}
+    assert to_ours(source, classes=('dog', 'cow')).rows == (2, None)
+
+
+def test_a_folder_with_several_files_is_read_whole(tmp_path):
+    state = export(ours('base').state_dict(), 'hf')
+    names = sorted(state)
+    parts = {'a.bin': names[::2], 'b.bin': names[1::2]}
+    for file, part in parts.items():
+        torch.save({name: state[name] for name in part}, tmp_path / file)
+    index = {'weight_map': {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+    assert_same(read_checkpoint(tmp_path).state, state)
+
+
+def test_safetensors_hold_the_same_bits(tmp_path):
+    pytest.importorskip('safetensors', reason='safetensors is not installed')
+    model = ours('refine')
+    state = export(model.state_dict(), 'hf')
+    file = tmp_path / 'model.safetensors'
+    write_checkpoint(file, state, 'hf', {})
+    assert_same(read_checkpoint(file).state, state)
+    assert_same(read_checkpoint(tmp_path).state, state)
+    file.write_bytes(b'broken')
+    with pytest.raises(ValueError, match='no readable safetensors'):
+        read_checkpoint(file)
+
+
+def test_safetensors_are_written_for_transformers_only(tmp_path):
+    with pytest.raises(ValueError, match='for --to hf only'):
+        write_checkpoint(tmp_path / 'x.safetensors', STATE, 'official', {})
+
+
+@pytest.mark.parametrize('dialect', ['ddetr_plugin', 'mmdet', 'official', 'hf'])
+def test_what_is_written_is_read_again(tmp_path, dialect):
+    write_checkpoint(tmp_path / 'deep' / 'x.pth', STATE, dialect, {'conversion': {}})
+    assert_same(read_checkpoint(tmp_path / 'deep' / 'x.pth').state, STATE)

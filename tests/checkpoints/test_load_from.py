@@ -1,0 +1,237 @@
+"""Foreign weights through mmengine: load_from, init_cfg, load_state_dict; resuming as before."""
+
+import argparse
+import copy
+
+import pytest
+import torch
+from bridge_cases import assert_same, empty, ours
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner, load_checkpoint
+
+from ddetr_plugin.checkpoints import export
+from ddetr_plugin.checkpoints.classes import coco_rows
+from ddetr_plugin.engine import ForeignCheckpointHook
+from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
+from ddetr_plugin.registry import MODELS
+
+COUNTER = ('num_batches_tracked',)
+DIALECTS = ('official', 'mmdet', 'hf', 'detrex')
+HOOK = dict(type='ddetr_plugin.ForeignCheckpointHook')
+
+
+def noisy(config):
+    """A model of a config with random weights."""
+    torch.manual_seed(7)
+    model = MODELS.build(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def loaded(path, **changes):
+    """(runner after load_or_resume, its config before)."""
+    config = Config.fromfile(path)
+    config.merge_from_dict(changes)
+    before = copy.deepcopy(config.to_dict())
+    runner = Runner.from_cfg(config)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    assert runner.cfg.to_dict() == before
+    return runner
+
+
+def released(state, dialect):
+    """A file as the programs of a dialect write it."""
+    if dialect == 'official':
+        args = argparse.Namespace(dilation=False)
+        return {'model': state, 'optimizer': {'state': {}}, 'epoch': 49, 'args': args}
+    if dialect == 'mmdet':
+        return {'state_dict': state, 'meta': {'epoch': 50}}
+    return state if dialect == 'hf' else {'model': state, 'iteration': 10}
+
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+@pytest.mark.parametrize(
+    'hooks',
+    [[], [HOOK], [dict(type='EMAHook'), HOOK], [dict(type='EMAHook')]],
+    ids=['bare', 'hook', 'hook and EMA', 'EMA'],
+)
+def test_load_from_takes_a_foreign_file_as_it_is(tiny_job, tmp_path, dialect, hooks):
+    path = tiny_job(custom_hooks=hooks)
+    model = noisy(Config.fromfile(path).model)
+    file = tmp_path / 'foreign.pth'
+    torch.save(released(export(model.state_dict(), dialect), dialect), file)
+    runner = loaded(path, load_from=str(file))
+    assert_same(runner.model.state_dict(), model.state_dict(), COUNTER)
+    assert runner.iter == 0
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            assert_same(hook.ema_model.module.state_dict(), model.state_dict(), COUNTER)
+
+
+def test_load_from_takes_safetensors_and_folders(tiny_job, tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
+    path = tiny_job()
+    model = noisy(Config.fromfile(path).model)
+    state = {k: v.clone() for k, v in export(model.state_dict(), 'hf').items()}
+    safetensors.save_file(state, tmp_path / 'model.safetensors')
+    for place in (tmp_path / 'model.safetensors', tmp_path):
+        changes = dict(load_from=str(place), experiment_name=place.name)
+        runner = loaded(path, **changes)
+        assert_same(runner.model.state_dict(), model.state_dict(), COUNTER)
+
+
+def official_coco_file(path, file):
+    """An official file with 91 rows that fits the config otherwise; returns its weights."""
+    model = Config.fromfile(path).model
+    model.bbox_head.num_classes = 91
+    state = export(noisy(model).state_dict(), 'official')
+    torch.save(released(state, 'official'), file)
+    return state
+
+
+def with_classes(path, classes):
+    config = Config.fromfile(path)
+    config.model.bbox_head.num_classes = len(classes)
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.metainfo.classes = classes
+    config.dump(path)
+    return path
+
+
+def test_load_from_moves_rows_to_the_classes_of_the_dataset(tiny_job, tmp_path):
+    classes = ('zebra', 'bolt', 'person')
+    path = with_classes(tiny_job(log_level='INFO'), classes)
+    state = official_coco_file(path, tmp_path / 'official.pth')
+    runner = loaded(path, load_from=str(tmp_path / 'official.pth'))
+    new = runner.model.bbox_head.cls_branches[0].weight
+    old = state['class_embed.0.weight']
+    assert torch.equal(new[0], old[coco_rows().index('zebra')])
+    assert torch.equal(new[2], old[coco_rows().index('person')])
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert 'fresh: bolt' in log
+    assert 'written by: official' in log
+
+
+def test_our_own_weights_move_to_other_classes_too(tiny_job, tmp_path):
+    path = with_classes(tiny_job(), ('bar', 'square'))
+    config = Config.fromfile(path).model
+    config.bbox_head.num_classes = 3
+    old = noisy(config)
+    meta = {'dataset_meta': {'classes': ('square', 'bar', 'post')}}
+    torch.save({'state_dict': old.state_dict(), 'meta': meta}, tmp_path / 'ours.pth')
+    runner = loaded(path, load_from=str(tmp_path / 'ours.pth'))
+    new, before = runner.model.bbox_head.cls_branches[0], old.bbox_head.cls_branches[0]
+    assert torch.equal(new.weight, before.weight[[1, 0]])
+    assert torch.equal(runner.model.encoder.level_embed, old.encoder.level_embed)
+
+
+def test_our_own_checkpoint_is_not_touched(tiny_job, tmp_path):
+    """Neither when resuming, nor as load_from with the classes it was trained on."""
+    path = tiny_job(train_cfg=dict(max_epochs=1, val_begin=2))
+    Runner.from_cfg(Config.fromfile(path)).train()
+    file = tmp_path / 'work' / 'epoch_1.pth'
+    wanted = torch.load(file)['state_dict']
+    for resume in (True, False):
+        config = Config.fromfile(path)
+        config.update(load_from=str(file), resume=resume, experiment_name=f'again-{resume}')
+        runner = Runner.from_cfg(config)
+        seen = []
+        hook = next(h for h in runner.hooks if isinstance(h, ForeignCheckpointHook))
+        original = hook.after_load_checkpoint
+
+        def watch(runner, checkpoint, original=original, seen=seen):
+            before = checkpoint['state_dict']
+            original(runner, checkpoint)
+            seen.append(checkpoint['state_dict'] is before)
+
+        hook.after_load_checkpoint = watch
+        runner.train_loop  # noqa: B018  resuming reads its state
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        runner.load_or_resume()
+        assert seen == [True]
+        assert_same(runner.model.state_dict(), wanted)
+
+
+def test_a_foreign_file_that_does_not_fit_stops_the_run(tiny_job, tmp_path):
+    path = tiny_job()
+    state = export(noisy(Config.fromfile(path).model).state_dict(), 'official')
+    gone = 'transformer.encoder.layers.0.linear1.bias'
+    del state[gone]
+    torch.save({'model': state}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r'missing: encoder\.layers\.0\.ffn\.layers\.0\.0\.bias'):
+        loaded(path, load_from=str(tmp_path / 'x.pth'))
+    hooks = [dict(type='ddetr_plugin.ForeignCheckpointHook', allow_missing=True)]
+    runner = loaded(
+        path, load_from=str(tmp_path / 'x.pth'), custom_hooks=hooks, experiment_name='lenient'
+    )
+    level_embed = runner.model.encoder.level_embed
+    assert torch.equal(level_embed, state['transformer.level_embed'])
+
+
+def test_load_state_dict_and_init_cfg_take_foreign_weights(tmp_path):
+    model = ours('two-stage')
+    for dialect in DIALECTS:
+        state = export(model.state_dict(), dialect)
+        other = empty('two-stage')
+        # Counters are missing in foreign files, as they are in files of older torch.
+        other.load_state_dict(state, strict=True)
+        assert_same(other.state_dict(), model.state_dict())
+    file = tmp_path / 'x.pth'
+    torch.save({'model': export(model.state_dict(), 'official')}, file)
+    other = empty('two-stage')
+    load_checkpoint(other, str(file), strict=True)
+    assert_same(other.state_dict(), model.state_dict())
+
+
+def test_foreign_weights_that_do_not_fit_fail_as_load_state_dict_does():
+    state = export(ours('refine').state_dict(), 'official')
+    with pytest.raises(RuntimeError, match='the weights are refine, the model is base'):
+        empty('base').load_state_dict(state)
+
+
+def test_a_detector_inside_another_module_takes_foreign_weights():
+    model = ours('base')
+    outer = torch.nn.ModuleDict({'teacher': empty('base'), 'other': torch.nn.Linear(2, 2)})
+    state = {f'teacher.{k}': v for k, v in export(model.state_dict(), 'hf').items()}
+    state |= {f'other.{k}': v for k, v in outer['other'].state_dict().items()}
+    outer.load_state_dict(state, strict=True)
+    assert_same(outer['teacher'].state_dict(), model.state_dict())
+
+
+def test_partial_weights_of_ours_load_as_before():
+    """Only foreign names are the bridge's business."""
+    model, other = ours('base'), empty('base')
+    part = {k: v for k, v in model.state_dict().items() if k.startswith('backbone')}
+    missing, unexpected = other.load_state_dict(part, strict=False)
+    assert unexpected == []
+    assert missing
+    assert torch.equal(other.backbone.conv1.weight, model.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'classes'),
+    [
+        (dict(type='CocoDataset', metainfo=dict(classes=('a', 'b'))), ('a', 'b')),
+        (dict(type='CocoDataset', metainfo=dict(classes='a')), ('a',)),
+        (
+            dict(type='RepeatDataset', dataset=dict(type='X', metainfo=dict(classes=('a',)))),
+            ('a',),
+        ),
+        (
+            dict(type='ConcatDataset', datasets=[dict(type='X', metainfo=dict(classes=('b',)))]),
+            ('b',),
+        ),
+        (dict(type='mmdet.CocoDataset'), coco_rows()),
+        (None, None),
+    ],
+)
+def test_class_names_come_from_the_dataset(dataset, classes):
+    config = {'train_dataloader': {'dataset': dataset}} if dataset else {}
+    if classes == coco_rows():
+        classes = tuple(name for name in classes if name)
+    assert dataset_classes(config) == classes

@@ -1,0 +1,95 @@
+"""What docs/parity.md says of resizing, data, norms and evaluation, and no other test shows."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from ddetr_plugin.datasets.official_resize import official_size
+from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_reference
+from ddetr_plugin.registry import MODELS, TRANSFORMS
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / 'configs' / 'deformable-detr_r50_16xb2-50e_coco.py'
+OFFICIAL = ROOT / 'configs' / 'deformable-detr_r50_official-eval_coco.py'
+
+
+# Sizes of pictures of COCO and what the official code makes of them, by hand.
+@pytest.mark.parametrize(
+    ('size', 'expected'),
+    [
+        ((640, 480), (1066, 800)),  # 1066.67: mmdet rounds to 1067
+        ((480, 640), (800, 1066)),
+        ((640, 427), (1199, 800)),
+        ((800, 800), (800, 800)),
+        ((1200, 800), (1200, 800)),
+        ((640, 360), (1333, 750)),  # 749.8 is rounded, then 750 / 360 * 640 = 1333.3 is cut
+        ((500, 100), (1335, 267)),  # 266.6 is rounded up: the long side exceeds the limit
+    ],
+)
+def test_d5_the_official_size_rounds_the_long_side_down(size, expected):
+    assert official_size(*size, 1333, 800) == expected
+
+
+def test_d5_the_official_pipeline_resizes_as_pillow_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 130, 3), dtype=np.uint8)
+    file = tmp_path / 'x.png'
+    Image.fromarray(pixels).save(file)
+    config = Config.fromfile(OFFICIAL)
+    results = dict(img_path=str(file), img_id=0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for step in config.test_dataloader.dataset.pipeline[:2]:
+            results = TRANSFORMS.build(step)(results)
+    wanted = Image.fromarray(pixels).resize((1072, 800), Image.Resampling.BILINEAR)
+    assert official_size(130, 97, 1333, 800) == (1072, 800)
+    assert np.array_equal(results['img'][..., ::-1], np.asarray(wanted))
+    assert results['img_shape'] == (800, 1072)
+    assert results['scale_factor'] == pytest.approx((1072 / 130, 800 / 97))
+
+
+def test_d5_a_resize_that_does_not_keep_the_ratio_is_refused():
+    with pytest.raises(ValueError, match='keep_ratio=False'):
+        TRANSFORMS.build(dict(type='ddetr_plugin.OfficialResize', scale=(8, 8), keep_ratio=False))
+
+
+def test_d6_d7_every_picture_is_kept_and_batches_have_one_orientation():
+    loader = Config.fromfile(BASE).train_dataloader
+    assert loader.batch_sampler.type == 'AspectRatioBatchSampler'
+    assert loader.dataset.filter_cfg == dict(filter_empty_gt=False)
+
+
+def test_d11_a_picture_has_no_more_detections_than_the_official_metric_looks_at():
+    config = Config.fromfile(OFFICIAL)
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        assert MODELS.build(config.model).bbox_head.max_per_img == 100
+    assert config.test_evaluator.proposal_nums == (1, 10, 100)
+
+
+def test_d13_batch_norm_in_evaluation_is_the_official_frozen_one():
+    """Which is x * scale + shift with scale = weight / sqrt(variance + 1e-5)."""
+    norm = torch.nn.BatchNorm2d(16).eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.uniform_(0.1, 3)
+    x = torch.randn(2, 16, 9, 7) * 5
+    scale = norm.weight * (norm.running_var + 1e-5).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    frozen = x * scale[:, None, None] + shift[:, None, None]
+    torch.testing.assert_close(norm(x), frozen, rtol=1e-5, atol=1e-5)
+
+
+def test_d19_a_batch_of_more_than_64_that_64_does_not_divide():
+    shapes = torch.tensor([[2, 3]])
+    value = torch.randn(65, 6, 2, 4)
+    locations, weights = torch.rand(65, 5, 2, 1, 2, 2), torch.rand(65, 5, 2, 1, 2)
+    arguments = (value, shapes, torch.tensor([0]), locations, weights)
+    torch.testing.assert_close(ms_deform_attn(*arguments), ms_deform_attn_reference(*arguments))
+
+
+def test_every_deviation_is_in_the_table_once():
+    rows = re.findall(r'^\| (D\d+) \|', (ROOT / 'docs' / 'parity.md').read_text(), re.MULTILINE)
+    assert rows == [f'D{i}' for i in range(1, 20)]
