@@ -62,10 +62,11 @@ def cuda_wanted() -> bool:
     from torch.utils.cpp_extension import CUDA_HOME
 
     forced = os.environ.get('FORCE_CUDA') == '1'
-    if forced and CUDA_HOME is None:
-        sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
+    # First: such a torch has no CUDA_HOME either.
     if forced and torch.version.cuda is None:
         sys.exit(f'FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA')
+    if forced and CUDA_HOME is None:
+        sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
     return CUDA_HOME is not None and (forced or torch.cuda.is_available())
 
 
