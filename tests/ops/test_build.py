@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,3 +43,10 @@ def test_a_wrong_wish_is_refused():
     done = run_setup('--version', DDETR_BUILD_OPS='yes')
     assert done.returncode != 0
     assert "DDETR_BUILD_OPS must be 0, 1 or unset, got 'yes'" in done.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason='this torch has CUDA')
+def test_cuda_is_refused_with_a_torch_that_has_none(tmp_path):
+    done = run_setup('--version', FORCE_CUDA='1', CUDA_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert 'FORCE_CUDA=1, but torch' in done.stderr and 'a build without CUDA' in done.stderr
