@@ -56,8 +56,25 @@ def reason_not_to_build() -> str | None:
     return None
 
 
+def notice(text: str) -> None:
+    """Says it so that nobody overlooks it in the output of pip."""
+    bar = '*' * 88
+    print(f'{bar}\nddetr_plugin: {text}\n{bar}', file=sys.stderr, flush=True)
+
+
+def toolkit_version(cuda_home: str) -> str:
+    """The version of nvcc, such as '13.0'; '' when it does not say."""
+    nvcc = os.path.join(cuda_home, 'bin', 'nvcc')
+    try:
+        text = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout
+    except OSError:
+        return ''
+    found = re.search(r'release (\d+\.\d+)', text)
+    return found[1] if found else ''
+
+
 def cuda_wanted() -> bool:
-    """Whether nvcc is there and a GPU is visible or FORCE_CUDA=1."""
+    """Whether a toolkit that fits torch is there, and a GPU is visible or FORCE_CUDA=1."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -67,7 +84,20 @@ def cuda_wanted() -> bool:
         sys.exit(f'FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA')
     if forced and CUDA_HOME is None:
         sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
-    return CUDA_HOME is not None and (forced or torch.cuda.is_available())
+    if CUDA_HOME is None or not (forced or torch.cuda.is_available()):
+        return False
+    toolkit, wanted = toolkit_version(CUDA_HOME), torch.version.cuda
+    if toolkit.split('.')[0] == wanted.split('.')[0]:
+        return True
+    reason = (
+        f'torch {torch.__version__} was made with CUDA {wanted}, but the toolkit in {CUDA_HOME} is '
+        f'{toolkit or "of unknown version"}; set CUDA_HOME to one of CUDA '
+        f'{wanted.split(".")[0]}.x'
+    )
+    if forced:
+        sys.exit(f'FORCE_CUDA=1, but {reason}')
+    notice(f'building for the CPU alone: {reason}.')
+    return False
 
 
 def cuda_architectures() -> list[str]:
@@ -140,12 +170,9 @@ def native() -> dict:
         return extension()
     if wish == '1':
         sys.exit(f'DDETR_BUILD_OPS=1, but the operator cannot be built: {reason}')
-    bar = '*' * 88
-    print(
-        f'{bar}\nddetr_plugin: installing WITHOUT the native operator: {reason}.\n'
-        f'It will run on the much slower PyTorch path.\n{bar}',
-        file=sys.stderr,
-        flush=True,
+    notice(
+        f'installing WITHOUT the native operator: {reason}.\n'
+        'It will run on the much slower PyTorch path.'
     )
     return {}
 
