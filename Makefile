@@ -54,7 +54,7 @@ test: setup ## run the tests
 	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) $(PY) -m pytest -q --tb=short $(ARGS)
 
 test-cuda: setup ## run the tests that need a GPU
-	DDETR_REQUIRE_NATIVE=1 $(PY) -m pytest -q --tb=short -m cuda $(ARGS)
+	DDETR_REQUIRE_NATIVE=1 $(PY) -m pytest -q --tb=short -m cuda tests/ops $(ARGS)
 
 # In the folder of the build, so that Python finds that package and not this one. Leaks are those of
 # Python itself; a process that dies at exit under compilers' threads is no finding either.

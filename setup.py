@@ -6,12 +6,16 @@ DDETR_BUILD_OPS     unset: build where torch and a C++ compiler are found, else 
                     and say so; 1: fail if it cannot be built; 0: do not build. A compile error
                     always fails the installation.
 FORCE_CUDA=1        build the CUDA kernels although no GPU is visible (needs nvcc).
-TORCH_CUDA_ARCH_LIST  GPU generations to build for, such as "8.0;9.0+PTX".
+TORCH_CUDA_ARCH_LIST  GPU generations to build for, such as "8.0;9.0+PTX"; unset: all from 7.5 on
+                    that nvcc knows.
+
+The CUDA kernels are a library of their own, ddetr_plugin.ops._C_cuda.
 """
 
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +23,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 TORCH_NEEDED = (2, 10)
+# PTX of the generation that most are like: what is newer than nvcc compiles it when it starts.
+CUDA_ARCHITECTURES = ('7.5', '8.0', '8.6', '8.9', '9.0+PTX', '10.0', '12.0')
 
 
 def version() -> str:
@@ -50,48 +56,105 @@ def reason_not_to_build() -> str | None:
     return None
 
 
+def notice(text: str) -> None:
+    """Says it so that nobody overlooks it in the output of pip."""
+    bar = '*' * 88
+    print(f'{bar}\nddetr_plugin: {text}\n{bar}', file=sys.stderr, flush=True)
+
+
+def toolkit_version(cuda_home: str) -> str:
+    """The version of nvcc, such as '13.0'; '' when it does not say."""
+    nvcc = os.path.join(cuda_home, 'bin', 'nvcc')
+    try:
+        text = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout
+    except OSError:
+        return ''
+    found = re.search(r'release (\d+\.\d+)', text)
+    return found[1] if found else ''
+
+
 def cuda_wanted() -> bool:
-    """Whether nvcc is there and a GPU is visible or FORCE_CUDA=1."""
+    """Whether a toolkit that fits torch is there, and a GPU is visible or FORCE_CUDA=1."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
     forced = os.environ.get('FORCE_CUDA') == '1'
-    if forced and CUDA_HOME is None:
-        sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
+    # First: such a torch has no CUDA_HOME either.
     if forced and torch.version.cuda is None:
         sys.exit(f'FORCE_CUDA=1, but torch {torch.__version__} is a build without CUDA')
-    return CUDA_HOME is not None and (forced or torch.cuda.is_available())
+    if forced and CUDA_HOME is None:
+        sys.exit('FORCE_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME')
+    if CUDA_HOME is None or not (forced or torch.cuda.is_available()):
+        return False
+    toolkit, wanted = toolkit_version(CUDA_HOME), torch.version.cuda
+    if toolkit.split('.')[0] == wanted.split('.')[0]:
+        return True
+    reason = (
+        f'torch {torch.__version__} was made with CUDA {wanted}, but the toolkit in {CUDA_HOME} is '
+        f'{toolkit or "of unknown version"}; set CUDA_HOME to one of CUDA '
+        f'{wanted.split(".")[0]}.x'
+    )
+    if forced:
+        sys.exit(f'FORCE_CUDA=1, but {reason}')
+    notice(f'building for the CPU alone: {reason}.')
+    return False
+
+
+def cuda_architectures() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST says, else those of ours that the CUDA toolkit can compile for."""
+    wish = os.environ.get('TORCH_CUDA_ARCH_LIST')
+    if wish:
+        return wish.replace(' ', ';').split(';')
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = [os.path.join(CUDA_HOME, 'bin', 'nvcc'), '--list-gpu-code']
+    known = subprocess.run(nvcc, capture_output=True, text=True, check=True).stdout.split()
+    return [
+        name
+        for name in CUDA_ARCHITECTURES
+        if 'sm_' + name.removesuffix('+PTX').replace('.', '') in known
+    ]
 
 
 def extension() -> dict:
-    """The setup() arguments that build ddetr_plugin.ops._C."""
+    """The setup() arguments that build ddetr_plugin.ops._C and, where wanted, ._C_cuda."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = ['ops/ms_deform_attn.cpp', *sorted(map(str, Path('ops/cpu').glob('*.cpp')))]
     # The stable ABI of torch 2.10: one library for this and every later torch.
     defines = [('TORCH_TARGET_VERSION', '0x020a000000000000')]
     flags = ['-O3', '-std=c++17', '-fvisibility=hidden', '-Wall', '-Wno-psabi', '-g0']
-    compile_args = {'cxx': flags}
-    kind = CppExtension
-    if cuda_wanted():
-        kind = CUDAExtension
-        sources += sorted(map(str, Path('ops/cuda').glob('*.cu')))
-        defines += [('DDETR_WITH_CUDA', '1'), ('USE_CUDA', '1')]
-        compile_args['nvcc'] = ['-O3', '-std=c++17']
-    return {
-        'ext_modules': [
-            kind(
-                'ddetr_plugin.ops._C',
-                sources,
-                define_macros=defines,
-                extra_compile_args=compile_args,
-                depends=[str(path) for path in Path('ops').rglob('*.h')],
-                # No Python symbols inside: the library serves every CPython.
-                py_limited_api=True,
-            )
-        ],
-        'cmdclass': {'build_ext': BuildExtension},
+    common = {
+        'depends': [str(path) for end in ('h', 'cuh') for path in Path('ops').rglob(f'*.{end}')],
+        # No Python symbols inside: the library serves every CPython.
+        'py_limited_api': True,
     }
+    modules = [
+        CppExtension(
+            'ddetr_plugin.ops._C',
+            ['ops/ms_deform_attn.cpp', *sorted(map(str, Path('ops/cpu').glob('*.cpp')))],
+            define_macros=defines,
+            extra_compile_args={'cxx': flags},
+            **common,
+        )
+    ]
+    if cuda_wanted():
+        architectures = cuda_architectures()
+        # torch turns this into nvcc's options; without it, it asks the GPU that is visible.
+        os.environ['TORCH_CUDA_ARCH_LIST'] = ';'.join(architectures)
+        sources = [path for end in ('cpp', 'cu') for path in Path('ops/cuda').glob(f'*.{end}')]
+        modules.append(
+            CUDAExtension(
+                'ddetr_plugin.ops._C_cuda',
+                sorted(map(str, sources)),
+                define_macros=[*defines, ('USE_CUDA', '1')],
+                extra_compile_args={
+                    'cxx': [*flags, f'-DDDETR_CUDA_ARCHITECTURES="{" ".join(architectures)}"'],
+                    'nvcc': ['-O3', '-std=c++17', '-Xcompiler=-fvisibility=hidden'],
+                },
+                **common,
+            )
+        )
+    return {'ext_modules': modules, 'cmdclass': {'build_ext': BuildExtension}}
 
 
 def native() -> dict:
@@ -107,12 +170,9 @@ def native() -> dict:
         return extension()
     if wish == '1':
         sys.exit(f'DDETR_BUILD_OPS=1, but the operator cannot be built: {reason}')
-    bar = '*' * 88
-    print(
-        f'{bar}\nddetr_plugin: installing WITHOUT the native operator: {reason}.\n'
-        f'It will run on the much slower PyTorch path.\n{bar}',
-        file=sys.stderr,
-        flush=True,
+    notice(
+        f'installing WITHOUT the native operator: {reason}.\n'
+        'It will run on the much slower PyTorch path.'
     )
     return {}
 

@@ -5,12 +5,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from builders import tiny_config
-from mmengine.config import Config
 
 CLASSES = ('square', 'bar', 'post')
 
@@ -34,6 +31,8 @@ def fixed_seeds():
 @pytest.fixture(scope='session')
 def tiny_coco(tmp_path_factory):
     """Eight noisy 64 x 48 pictures with one to three filled rectangles each, three classes."""
+    import cv2  # here, so that the operator's tests run where neither it nor mmdet is installed
+
     root = tmp_path_factory.mktemp('tiny_coco')
     images_dir = root / 'images'
     images_dir.mkdir()
@@ -74,6 +73,8 @@ def tiny_job(tmp_path, tiny_coco):
     Call it with a file name and config values to change; it returns the path of the file. BN is
     trained, dropout and flips are on: everything that carries state or draws random numbers.
     """
+    from builders import tiny_config
+    from mmengine.config import Config
 
     def dataloader(shuffle):
         flip = [dict(type='RandomFlip', prob=0.5)] if shuffle else []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import check_dataset
 import mmcv
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -65,6 +66,9 @@ def test_good_data_has_no_findings(data):
         (lambda c: c['images'][0].update(file_name='val_01.png'), 'warning', 'in both train and'),
         (lambda c: c['categories'][0].update(name='bar'), 'error', 'class names not unique'),
         (lambda c: c['categories'].reverse(), 'error', 'classes of the splits differ'),
+        (lambda c: c['annotations'][0].update(id=0), 'error', 'not positive integers'),
+        (lambda c: c['annotations'][0].update(id='a0'), 'error', 'not positive integers'),
+        (lambda c: c['images'][0].update(id='one'), 'error', 'ids of images of several kinds'),
     ],
 )
 def test_every_fault_is_found_with_its_place_and_remedy(data, change, level, kind):
@@ -143,3 +147,17 @@ def test_real_data_sets_pass(name):
     if not (SHARED / name).exists():
         pytest.skip('the data sets are not part of the project')
     assert not [f for f in check_dataset.check_folder(SHARED / name)[2] if f.level == 'error']
+
+
+def test_pictures_that_training_could_not_load_are_named(data):
+    folder = data.folder / 'images'
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(folder / '01.tif')
+    Image.new('RGB', (3000, 2)).save(folder / '02.png')
+
+    def change(content):
+        content['images'][0].update(file_name='01.tif', width=64, height=48)
+        content['images'][1].update(width=3000, height=2)
+
+    found = {f.kind: f.where for f in data(change) if f.level == 'error'}
+    assert 'OpenCV cannot decode' in found['broken pictures']
+    assert '3000 x 2' in found['pictures too thin to be made smaller']

@@ -35,9 +35,22 @@ def test_another_seed_gives_other_scenes(scenes, tmp_path):
 
 def test_existing_scenes_are_kept_and_foreign_folders_are_refused(scenes, tmp_path):
     assert not make_demo_data.make(scenes, train=60, val=20)
-    (tmp_path / 'mine').mkdir()
+    assert make_demo_data.make(tmp_path / 'demo', train=2, val=1)
+    assert make_demo_data.make(tmp_path / 'demo', train=1, val=1)
+    assert len(read(tmp_path / 'demo', 'train')['images']) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
+
+
+@pytest.mark.parametrize('recipe', [None, '{"dish": "soup"}', '["version"]', 'two onions', ''])
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, recipe):
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    (folder / 'precious.jpg').write_bytes(b'picture')
+    if recipe is not None:
+        (folder / 'recipe.json').write_text(recipe)
     with pytest.raises(FileExistsError, match='not made by this tool'):
-        make_demo_data.make(tmp_path / 'mine', train=1, val=1)
+        make_demo_data.make(folder, train=1, val=1)
+    assert (folder / 'precious.jpg').read_bytes() == b'picture'
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):

@@ -3,15 +3,15 @@
     python tools/benchmark_op.py [--device cuda] [--quick] [--threads N] [--out results.json]
 
 Shapes: encoder and decoder of an 800 x 1066 picture, and of eight small pictures. Peers are
-grid_sample, and torch-ms-deform-attn and full mmcv where they are installed; ours also with
-bfloat16 values. The fused operator is measured against softmax and location arithmetic in PyTorch
-around ours. Every timed implementation is first compared with ours. Prints a table, then JSON with
-times in milliseconds, ratios and the machine.
+grid_sample (which is mmcv's way on a CPU), and torch-ms-deform-attn where it is installed; ours
+also with bfloat16 values. The fused operator is measured against softmax and location arithmetic in
+PyTorch around ours. Every timed implementation is first compared with ours. Prints a table, then
+JSON with times in milliseconds, ratios and the machine. With --device cuda, other shapes and peers
+and finer times: see benchmark_op_cuda.py.
 """
 
 import argparse
 import functools
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -32,14 +32,16 @@ CASES = {
 HEADS, CHANNELS, POINTS = 8, 32, 4
 
 
-def make_inputs(batch, sizes, queries, device):
+def make_inputs(
+    batch, sizes, queries, device, heads=HEADS, channels=CHANNELS, points=POINTS, seed=0
+):
     """Arguments of `ms_deform_attn` and of `ms_deform_attn_fused`, as a trained model makes them.
 
     All in float32. Points lie around a reference, three cells of their level away (standard
     deviation); the reference of an encoder query is its own cell, that of a decoder query is
     anywhere.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tokens = sum(height * width for height, width in sizes)
     if queries is None:
         centres = [
@@ -51,17 +53,17 @@ def make_inputs(batch, sizes, queries, device):
         queries = tokens
     else:
         reference = torch.rand(batch, queries, 2, generator=generator)
-    lead = (batch, queries, HEADS, len(sizes), POINTS)
+    lead = (batch, queries, heads, len(sizes), points)
     cells = torch.tensor([(width, height) for height, width in sizes])
     offsets = torch.randn(*lead, 2, generator=generator) * 3
     pixels = reference[:, :, None, None, None] * cells[:, None] - 0.5 + offsets
     # Away from whole pixels, where slopes jump and rounding decides which one is right.
     pixels = pixels.floor() + (pixels - pixels.floor()).clamp(0.01, 0.99)
     locations = (pixels + 0.5) / cells[:, None]
-    logits = torch.randn(*lead[:3], len(sizes) * POINTS, generator=generator)
+    logits = torch.randn(*lead[:3], len(sizes) * points, generator=generator)
     starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
     values = [
-        torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator),
+        torch.randn(batch, tokens, heads, channels, generator=generator),
         torch.tensor(sizes),
         torch.tensor(starts),
     ]
@@ -114,7 +116,7 @@ FUSED = {
 }
 
 
-def implementations(device):
+def implementations():
     """Name -> function with the arguments of `ms_deform_attn`; ours first."""
     found = {'ours': ms_deform_attn, 'grid_sample': grid_sample_attention}
     try:
@@ -123,13 +125,6 @@ def implementations(device):
         found['torch-ms-deform-attn'] = package
     except ImportError:
         pass
-    # On CPUs mmcv is grid_sample; mmcv-lite, and what stands in for its extension, has no op.
-    spec = importlib.util.find_spec('mmcv') if device == 'cuda' else None
-    if spec is not None and list(Path(spec.origin).parent.glob('_ext*')):
-        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
-
-        # 64: the pictures of one launch, at most.
-        found['mmcv'] = lambda *inputs: MultiScaleDeformableAttnFunction.apply(*inputs, 64)
     return found
 
 
@@ -155,13 +150,12 @@ def largest_difference(ours, theirs):
     )
 
 
-def compare(step, entries, device, rounds):
+def compare(step, entries, rounds):
     """Checks that all entries agree with 'ours', then measures them.
 
     Args:
         step: `forward` or `forward_backward`.
         entries: name -> (function, inputs).
-        device: where they run.
         rounds: timed calls of each.
 
     Raises:
@@ -174,7 +168,7 @@ def compare(step, entries, device, rounds):
         if difference > tolerance:
             raise SystemExit(f'{name} differs from ours by {difference:.1e}')
     calls = {name: functools.partial(step, *entry) for name, entry in entries.items()}
-    return measure(calls, device, rounds, untimed=1)
+    return measure(calls, 'cpu', rounds, untimed=1)
 
 
 def main():
@@ -189,13 +183,19 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = 3 if options.quick else max(options.rounds, 2)
-    report = {'environment': environment(options.device), 'results': []}
+    if options.device == 'cuda':
+        import benchmark_op_cuda
+
+        numbers = benchmark_op_cuda.run(options.quick, rounds)
+        publish({'environment': environment('cuda'), **numbers}, options.out)
+        return
+    report = {'environment': environment('cpu'), 'results': []}
     print(f'{"case":24} {"pass":18} {"implementation":24} {"median ms":>10} {"times ours":>11}')
     for case, (batch, sizes, queries) in CASES.items():
         if options.quick and sizes is LARGE:
             continue
-        plain, fused = make_inputs(batch, sizes, queries, options.device)
-        entries = {name: (f, plain) for name, f in implementations(options.device).items()}
+        plain, fused = make_inputs(batch, sizes, queries, 'cpu')
+        entries = {name: (f, plain) for name, f in implementations().items()}
         entries['ours, bfloat16 values'] = (
             ms_deform_attn,
             [
@@ -206,7 +206,7 @@ def main():
         fused_entries = {name: (f, fused) for name, f in FUSED.items()}
         for operator, operands in (('', entries), (', fused', fused_entries)):
             for step in (forward_backward, forward):
-                for name, numbers in compare(step, operands, options.device, rounds).items():
+                for name, numbers in compare(step, operands, rounds).items():
                     row = {
                         'case': case + operator,
                         'pass': step.__name__,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ddetr_plugin.ops import native_load_error
+from ddetr_plugin.ops._native import cuda_load_error
 
 
 def milliseconds(call, device):
@@ -81,6 +82,7 @@ def environment(device):
         'cuda': torch.version.cuda,
         'python': platform.python_version(),
         'operator': torch.ops.ddetr_plugin.build_info() if native else native_load_error(),
+        'cuda_kernels': cuda_load_error() or torch.ops.ddetr_plugin.cuda_build_info(),
         'cpu_capability': torch.ops.ddetr_plugin.cpu_capability() if native else None,
         'commit': git('rev-parse', '--short', 'HEAD'),
         'uncommitted_changes': bool(git('status', '--porcelain', '--untracked-files=no')),

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 from PIL import Image
 
 ANNOTATION_FILES = (
@@ -29,6 +30,7 @@ ANNOTATION_FILES = (
 )
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test')}
 DECODED = 1000  # pictures of a split that are decoded; of the others only the header is read
+THINNEST = 100  # one side over the other; nothing would be left of a thinner one
 SHOWN = 5  # findings of a kind that are printed
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations with width and height exchanged
@@ -138,6 +140,18 @@ def check_split(split):
                     f'id {entry_id}, {count} times',
                     'give every entry a unique id',
                 )
+        kinds = {type(entry['id']).__name__ for entry in content[key]}
+        if len(kinds) > 1:
+            report('error', f'ids of {key} of several kinds', ', '.join(sorted(kinds)), 'use one')
+    for annotation in content['annotations']:
+        # pycocotools takes 0 for "no match" and computes with the others.
+        if not isinstance(annotation['id'], int) or annotation['id'] < 1:
+            report(
+                'error',
+                'annotation ids that are not positive integers',
+                f'id {annotation["id"]!r}',
+                'number the annotations from 1: others falsify the mAP, or end its computation',
+            )
     names = Counter(category['name'] for category in content['categories'])
     for name, count in names.items():
         if count > 1:
@@ -263,9 +277,19 @@ def check_pictures(split, report):
                 orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
                 if number < DECODED:
                     picture.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow refuses truncated files, which OpenCV fills up; OpenCV loads for training.
+            if number < DECODED and cv2.imread(str(path), cv2.IMREAD_COLOR) is None:
+                raise ValueError('OpenCV cannot decode it')
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
             report('error', 'broken pictures', f'{path}: {error}', 'replace or remove it')
             continue
+        if max(size) > THINNEST * min(size):
+            report(
+                'error',
+                'pictures too thin to be made smaller',
+                f'{path}: {size[0]} x {size[1]}',
+                'cut it into pieces, or remove it',
+            )
         # Loading for a training turns pictures upright; boxes drawn without that do not fit.
         size = size[::-1] if orientation in EXIF_TURNED else size
         stated = (image['width'], image['height'])

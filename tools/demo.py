@@ -9,6 +9,7 @@ is complete it only evaluates and draws again.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -20,7 +21,12 @@ import make_demo_data
 import report
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.engine.launch import add_config_overrides, build_runner, load_config
+from ddetr_plugin.engine.launch import (
+    add_config_overrides,
+    build_runner,
+    load_config,
+    warn_of_unread,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 DEMO_CONFIG = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
@@ -31,19 +37,28 @@ DEMO_DATA = Path('data/demo')
 def split_off_validation(train, work_dir):
     """Takes a fifth of the training pictures, drawn with a fixed seed, for validation.
 
-    The user's folder is left alone: both parts are written to `work_dir`.
+    Pictures with boxes and without are drawn apart, so that there is something to find in both
+    parts. The user's folder is left alone: both parts are written to `work_dir`.
 
     Returns:
         (train, val), as check_dataset.Split.
 
     Raises:
-        SystemExit: there is only one picture.
+        SystemExit: there are not two pictures with boxes.
     """
     images = sorted(train.content['images'], key=lambda image: image['id'])
-    if len(images) < 2:
-        sys.exit('error: one picture cannot be split into training and validation; add more')
-    random.Random(0).shuffle(images)
-    held_out = {image['id'] for image in images[: max(1, len(images) // 5)]}
+    with_boxes = {annotation['image_id'] for annotation in train.content['annotations']}
+    held_out = set()
+    for annotated in (True, False):
+        part = [i['id'] for i in images if (i['id'] in with_boxes) == annotated]
+        if annotated and len(part) < 2:
+            sys.exit(
+                f'error: {len(part)} picture with boxes cannot be split into training and '
+                'validation; annotate more'
+            )
+        random.Random(0).shuffle(part)
+        held_out.update(part[: max(int(annotated), len(part) // 5)])
+    work_dir.mkdir(parents=True, exist_ok=True)
     splits = []
     for name, wanted in (('train', False), ('val', True)):
         content = dict(
@@ -104,16 +119,73 @@ def fill_in(config, train, val):
         config.model.query_head.num_classes = len(classes)
 
 
-def check_same_classes(work_dir, config):
-    """Stops where the work folder belongs to a training on other classes."""
-    stated = work_dir / 'classes.json'
-    classes = list(config.train_dataloader.dataset.metainfo.classes)
-    if stated.exists() and json.loads(stated.read_text()) != classes:
+def set_iterations(config, iterations):
+    """Makes a training of another length: its loop, schedule, validations and checkpoints."""
+    before, interval = config.train_cfg.max_iters, config.train_cfg.val_interval
+    interval = max(1, iterations * interval // before)
+    config.train_cfg.update(max_iters=iterations, val_interval=interval)
+    config.default_hooks.checkpoint.interval = interval
+    for schedule in config.param_scheduler:
+        to_the_end = schedule.end == before
+        schedule.begin = min(schedule.begin, iterations // 2)
+        schedule.end = iterations if to_the_end else min(schedule.end, iterations // 2)
+        if 'T_max' in schedule:
+            schedule.T_max = schedule.end - schedule.begin
+
+
+def prepare_config(file, work_dir, overrides, iterations):
+    """The config of a file, with what this tool needs.
+
+    Raises:
+        SystemExit: there is none, or it is of another kind.
+    """
+    try:
+        config = load_config(file, work_dir=work_dir)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    if config.get('train_cfg', {}).get('type') != 'IterBasedTrainLoop':
         sys.exit(
-            f'error: {work_dir} holds a training on other classes. Remove it, or name another '
-            'folder with --work-dir'
+            f'error: the config for this tool counts iterations, but train_cfg of {file} is '
+            f'{config.get("train_cfg")}; start from {CUSTOM_CONFIG.name}, or use tools/train.py'
         )
-    stated.write_text(json.dumps(classes))
+    if iterations is not None:
+        set_iterations(config, iterations)
+    hooks = config.get('custom_hooks', [])
+    if not any(hook['type'] == 'ddetr_plugin.TrainClockHook' for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type='ddetr_plugin.TrainClockHook')]
+    warn_of_unread(config, overrides)
+    return config
+
+
+def what_is_trained(data, train, config):
+    """What must be the same for a training to be gone on with or evaluated, by name."""
+    annotations = json.dumps(train.content, sort_keys=True).encode()
+    return {
+        'the data': str(data.resolve()),
+        'the training annotations': hashlib.sha256(annotations).hexdigest(),
+        'the classes': list(config.train_dataloader.dataset.metainfo.classes),
+        **{
+            f'{key} of the config': json.loads(json.dumps(config.get(key), default=str))
+            for key in ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'randomness')
+        },
+        'the batch size': config.train_dataloader.batch_size,
+        'the pipeline': json.loads(json.dumps(config.train_dataloader.dataset.pipeline)),
+    }
+
+
+def check_same_training(work_dir, wanted):
+    """Stops where the work folder belongs to another training than the one that is asked for."""
+    stated = work_dir / 'training.json'
+    if stated.exists():
+        found = json.loads(stated.read_text())
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        if differing:
+            sys.exit(
+                f'error: {work_dir} holds another training: {", ".join(differing)} differ. Remove '
+                'it, or name another folder with --work-dir'
+            )
+    work_dir.mkdir(parents=True, exist_ok=True)
+    stated.write_text(json.dumps(wanted, indent=1))
 
 
 def last_checkpoint(work_dir):
@@ -149,9 +221,12 @@ def train_and_test(config, work_dir):
     else:
         print(f'The training is complete; evaluating {path}')
         runner = build_runner(config)
-        # The Runner takes over weights only; the clock is in the checkpoint beside them.
+        # The Runner takes over weights only; the clock is in the checkpoint beside them. That
+        # was written before the last validation, which metrics.json has counted.
         clock = runner.load_checkpoint(path)['message_hub']['runtime_info']
-        runner.message_hub.update_info('train_seconds', clock['train_seconds'])
+        stated = work_dir / 'metrics.json'
+        known = json.loads(stated.read_text()) if stated.exists() else clock
+        runner.message_hub.update_info('train_seconds', known['train_seconds'])
     results = runner.test()
     metrics = {
         name.removeprefix('coco/'): value
@@ -159,7 +234,7 @@ def train_and_test(config, work_dir):
         if name.startswith('coco/')
     }
     metrics['train_seconds'] = round(runner.message_hub.get_info('train_seconds'), 1)
-    metrics['iterations'] = max_iters
+    metrics['iterations'] = last_checkpoint(work_dir)[1]
     return metrics
 
 
@@ -168,20 +243,26 @@ def main():
     parser.add_argument('--data', type=Path, help='your own data set; default: the demo scenes')
     parser.add_argument('--config', help='default: the demo or the custom config in configs/')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the data>')
+    parser.add_argument('--iters', type=int, help="length of the training; default: the config's")
     add_config_overrides(parser)
     args = parser.parse_args()
+    if args.iters is not None and args.iters < 2:
+        parser.error(f'--iters must be at least 2, got {args.iters}')
 
     data = args.data or DEMO_DATA
     work_dir = args.work_dir or Path('work_dirs') / data.resolve().name
-    if args.data is None and make_demo_data.make(DEMO_DATA):
-        print(f'Made the scenes in {DEMO_DATA}')
-    work_dir.mkdir(parents=True, exist_ok=True)
-    train, val = find_data(data, work_dir)
     default = CUSTOM_CONFIG if args.data else DEMO_CONFIG
-    config = load_config(args.config or default, work_dir=work_dir)
+    overrides = args.cfg_options or {}
+    config = prepare_config(args.config or default, work_dir, overrides, args.iters)
+    try:
+        if args.data is None and make_demo_data.make(DEMO_DATA):
+            print(f'Made the scenes in {DEMO_DATA}')
+    except OSError as error:
+        sys.exit(f'error: {error}')
+    train, val = find_data(data, work_dir)
     fill_in(config, train, val)
-    config.merge_from_dict(args.cfg_options or {})
-    check_same_classes(work_dir, config)
+    config.merge_from_dict(overrides)
+    check_same_training(work_dir, what_is_trained(data, train, config))
 
     metrics = train_and_test(config, work_dir)
     (work_dir / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -163,28 +164,42 @@ def make(out, train=4000, val=300, seed=0):
     """
     out = Path(out)
     recipe = dict(version=VERSION, train=train, val=val, seed=seed)
-    stamp = out / 'recipe.json'
-    if stamp.exists():
-        if json.loads(stamp.read_text()) == recipe:
+    if out.exists():
+        found = read_recipe(out / 'recipe.json')
+        if found == recipe:
             return False
-    elif out.exists():
-        raise FileExistsError(
-            f'{out} exists and was not made by this tool; name another folder with --out'
-        )
-    part = out.with_name(out.name + '.part')
-    shutil.rmtree(part, ignore_errors=True)
-    for name in ('images', 'annotations'):
-        (part / name).mkdir(parents=True)
-    digits = load_digits()
-    scans, labels = (digits.images / 16).astype(np.float32), digits.target
-    order = np.random.default_rng(seed).permutation(len(scans))
-    held_out, rest = np.split(order, [len(order) // 5])
-    write_split(part, 'train', train, seed, scans[rest], labels[rest])
-    write_split(part, 'val', val, seed, scans[held_out], labels[held_out])
-    (part / 'recipe.json').write_text(json.dumps(recipe))
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
+        if found is None or found.keys() != recipe.keys():
+            raise FileExistsError(
+                f'{out} exists and was not made by this tool; move it away, or name another folder'
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and renamed, so that an interrupted run leaves nothing half done there.
+    part = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
+    try:
+        for name in ('images', 'annotations'):
+            (part / name).mkdir()
+        digits = load_digits()
+        scans, labels = (digits.images / 16).astype(np.float32), digits.target
+        order = np.random.default_rng(seed).permutation(len(scans))
+        held_out, rest = np.split(order, [len(order) // 5])
+        write_split(part, 'train', train, seed, scans[rest], labels[rest])
+        write_split(part, 'val', val, seed, scans[held_out], labels[held_out])
+        (part / 'recipe.json').write_text(json.dumps(recipe))
+        part.chmod(0o755)  # mkdtemp's are private
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return True
+
+
+def read_recipe(path):
+    """The dict in a recipe file of this tool; None for anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def main():

@@ -4,7 +4,9 @@ The functions that change a config are given one that `load_config` has just rea
 """
 
 import ctypes
+import inspect
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ __all__ = [
     'keep_freed_memory',
     'load_config',
     'require_file',
+    'warn_of_unread',
 ]
 
 
@@ -74,6 +77,28 @@ def require_file(path, what):
         raise FileNotFoundError(f'{what} {path} does not exist (looked from {Path.cwd()})')
 
 
+def warn_of_unread(config, overrides):
+    """Warn of overrides of a config's own variables, which were used while it was read.
+
+    ``max_iters=100`` changes a name that nothing reads any more, not the loop that was made with
+    it.
+
+    Args:
+        config: Config, as it was read.
+        overrides: dict of dotted keys and values, as ``--cfg-options`` gives.
+    """
+    # What the Runner and its parts look up at the top level is of these kinds, or is named here.
+    read = {*inspect.signature(Runner.__init__).parameters, 'find_unused_parameters'}
+    for key in overrides:
+        root = key.split('.')[0]
+        if root in config and root not in read and not isinstance(config[root], dict):
+            warnings.warn(
+                f'--cfg-options {key}=... changes a variable of the config that nothing reads any '
+                'more; name the place where its value is used, such as train_cfg.max_iters',
+                stacklevel=2,
+            )
+
+
 def load_config(path, overrides=None, work_dir=None, launcher='none'):
     """Read a config file and apply the common options.
 
@@ -95,6 +120,7 @@ def load_config(path, overrides=None, work_dir=None, launcher='none'):
         )
     config = Config.fromfile(path)
     if overrides:
+        warn_of_unread(config, overrides)
         config.merge_from_dict(overrides)
     config.launcher = launcher
     if work_dir is not None:

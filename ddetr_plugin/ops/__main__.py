@@ -5,6 +5,7 @@ import sys
 import torch
 
 from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_reference, native_load_error
+from ddetr_plugin.ops._native import cuda_load_error
 
 
 def largest_error(device: str) -> float:
@@ -36,6 +37,8 @@ def main() -> int:
         print('implementation: native')
         print(f'CPU kernels: {torch.ops.ddetr_plugin.cpu_capability()}')
         print(f'build: {torch.ops.ddetr_plugin.build_info()}')
+        no_cuda = cuda_load_error()
+        print(f'CUDA kernels: {no_cuda or torch.ops.ddetr_plugin.cuda_build_info()}')
     else:
         print(f'implementation: PyTorch (slow), because {error}')
         print('remedy: pip install --no-build-isolation -e .')

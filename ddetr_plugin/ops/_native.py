@@ -9,15 +9,16 @@ import torch
 
 _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
+_cuda_load_error: str | None = None
 _warned = False
 # Pictures of a job come in few sizes; making the tensors anew would cost more than small kernels.
 _LEVEL_TENSORS_KEPT = 256
 _level_tensors: dict = {}
 
 
-def _library_path() -> Path | None:
+def _library_path(name: str) -> Path | None:
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f'_C{suffix}')
+        path = Path(__file__).with_name(f'{name}{suffix}')
         if path.exists():
             return path
     return None
@@ -25,7 +26,7 @@ def _library_path() -> Path | None:
 
 def _load() -> str | None:
     """Loads the library; returns the reason when it cannot."""
-    path = _library_path()
+    path = _library_path('_C')
     if path is None:
         return f'ddetr_plugin.ops._C is not built (nothing beside {__file__})'
     try:
@@ -39,15 +40,38 @@ def _load() -> str | None:
     return None
 
 
+def _load_cuda() -> str | None:
+    """The same for the CUDA kernels, which are a library of their own."""
+    if torch.version.cuda is None:
+        return f'torch {torch.__version__} was built without CUDA'
+    if _load_error is not None:
+        return 'the native operator itself is missing'
+    path = _library_path('_C_cuda')
+    if path is None:
+        return 'the native operator was built without CUDA'
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return f'{path} cannot be loaded: {error}'
+    return None
+
+
 def native_load_error() -> str | None:
     """Why the native operator is not in use, or None when it is."""
     return _load_error
 
 
+def cuda_load_error() -> str | None:
+    """Why the native operator's CUDA kernels are not in use, or None when they are."""
+    return _cuda_load_error
+
+
 def has_kernels(value: torch.Tensor) -> bool:
     """Whether the native operator handles `value`."""
     device = value.device.type
-    return _load_error is None and (device in ('cpu', 'meta') or (device == 'cuda' and _has_cuda))
+    return _load_error is None and (
+        device in ('cpu', 'meta') or (device == 'cuda' and _cuda_load_error is None)
+    )
 
 
 def is_available(value: torch.Tensor) -> bool:
@@ -68,8 +92,8 @@ def _warn(device: str) -> None:
         reason = f'the native operator is missing: {_load_error}. To build it: {_REMEDY}'
     elif device == 'cuda':
         reason = (
-            'the native operator was built without CUDA. To build it with CUDA: install the CUDA '
-            f'toolkit that torch {torch.__version__} was made with, then FORCE_CUDA=1 {_REMEDY}'
+            f'{_cuda_load_error}. To build it with CUDA: install the CUDA toolkit that torch '
+            f'{torch.__version__} was made with, then FORCE_CUDA=1 {_REMEDY}'
         )
     else:
         return
@@ -108,4 +132,4 @@ def _new_level_tensors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 _load_error = _load()
-_has_cuda = _load_error is None and 'CUDA kernels: yes' in torch.ops.ddetr_plugin.build_info()
+_cuda_load_error = _load_cuda()

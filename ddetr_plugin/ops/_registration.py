@@ -4,8 +4,6 @@ Gradients are `autograd.Function`s at the dispatcher's Autograd key: `torch.comp
 one operator, and an eager call costs half of what `torch.library.register_autograd` adds.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -20,21 +18,6 @@ _relu_dropout_backward = torch.ops.ddetr_plugin.relu_dropout_backward.default
 _library = torch.library.Library('ddetr_plugin', 'IMPL')
 
 
-def _deterministic(grad_output):
-    """The backward's flag. CUDA refuses like torch's own operators: an error, or a warning."""
-    if not (grad_output.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return False
-    message = (
-        'ms_deform_attn_backward has no deterministic implementation on CUDA: it adds floats in '
-        'the order in which threads arrive. Use torch.use_deterministic_algorithms(True, '
-        'warn_only=True), or ms_deform_attn on the CPU'
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return False
-
-
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
@@ -45,7 +28,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad_value, grad_locations, grad_weights = _backward(
-            grad_output, *ctx.saved_tensors, _deterministic(grad_output)
+            grad_output, *ctx.saved_tensors, torch.are_deterministic_algorithms_enabled()
         )
         return grad_value, None, None, grad_locations, grad_weights
 
@@ -64,7 +47,10 @@ class _FusedForward(torch.autograd.Function):
     def backward(ctx, grad_output):
         reference_grad = ctx.needs_input_grad[3]
         grad_value, grad_offsets, grad_logits, grad_reference = _fused_backward(
-            grad_output, *ctx.saved_tensors, reference_grad, _deterministic(grad_output)
+            grad_output,
+            *ctx.saved_tensors,
+            reference_grad,
+            torch.are_deterministic_algorithms_enabled(),
         )
         grad_reference = grad_reference if reference_grad else None
         return grad_value, None, None, grad_reference, grad_offsets, grad_logits

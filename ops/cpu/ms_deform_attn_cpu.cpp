@@ -457,11 +457,6 @@ std::string build_info() {
   std::ostringstream text;
   text << "compiler: " << __VERSION__ << "; C++ " << __cplusplus << "; torch >= "
        << (TORCH_FEATURE_VERSION >> 56) << "." << (TORCH_FEATURE_VERSION >> 48 & 255);
-#if defined(DDETR_WITH_CUDA)
-  text << "; CUDA kernels: yes";
-#else
-  text << "; CUDA kernels: no";
-#endif
   return text.str();
 }
 

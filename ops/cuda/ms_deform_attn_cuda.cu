@@ -1,360 +1,418 @@
-// The CUDA backend.
-//
-// One row is a (picture, query, head). A group of lanes of one warp owns a row, each lane `Vec`
-// neighbouring channels at a time. Sums are float32 (float64 for float64 values) whatever the
-// dtype of `value`, and coordinates are never narrower than that. Level numbers that do not fit
-// `value` read nothing: they are checked on the host only where they lie there.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+// The CUDA backend: checks, memory and launches. The kernels are in kernels.cuh.
+#include "ms_deform_attn_cuda.h"
 
 #include <algorithm>
 #include <climits>
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 
-#include "../ms_deform_attn.h"
+#include "kernels.cuh"
+#include "launch.h"
+#include "sort.h"
 
 namespace ddetr {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-// Levels whose sizes travel as kernel arguments when the caller has them on the CPU.
-constexpr int kHostLevels = 32;
+// With fewer rows than this the GPU is not full, and the lanes of a warp share one row's samples.
+constexpr int64_t kFewRows = 16384;
+// So many groups of lanes then share them: of 16 samples, each group has as many as it reads in one
+// turn.
+constexpr int kSplit = 4;
+constexpr int kMaxGrid = 65535;  // blocks along y and z
 
-template <typename T>
-struct SumOf {
-  using type = float;
-};
-template <>
-struct SumOf<double> {
-  using type = double;
-};
-
-// The level numbers, in device memory or else here.
-struct Levels {
-  const int64_t* sizes;
-  const int64_t* starts;
-  int64_t host_sizes[2 * kHostLevels];
-  int64_t host_starts[kHostLevels];
-};
-
-template <typename T, int Vec>
-struct alignas(sizeof(T) * Vec) Pack {
-  T at[Vec];
-};
-
-// Without fused multiply-add, so that all backends find the same cell.
-__device__ __forceinline__ float pixel(float location, float size) {
-  return __fsub_rn(__fmul_rn(location, size), 0.5f);
-}
-__device__ __forceinline__ double pixel(double location, double size) {
-  return __dsub_rn(__dmul_rn(location, size), 0.5);
+// Contiguous, and aligned for the kernels' widest loads.
+Tensor packed(const Tensor& tensor) {
+  const Tensor contiguous = dense(tensor);
+  const auto address = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr());
+  return address % 16 == 0 ? contiguous : torch::stable::clone(contiguous);
 }
 
-// The four cells around one location: (y0, x0), (y0, x1), (y1, x0), (y1, x1).
-template <typename S>
-struct Sample {
-  int64_t row[4];  // in rows of one head, -1 outside
-  S fx, fy;
-};
+Extent extent_of(const Sizes& n) {
+  const int64_t row_bytes = n.heads * n.channels * int64_t(sizeof(double));
+  check(n.tokens <= INT_MAX / 2, "value may have at most ", INT_MAX / 2, " tokens on a GPU");
+  check(row_bytes <= INT_MAX, "value may have at most ", INT_MAX / sizeof(double),
+        " channels in all heads on a GPU, got ", n.heads * n.channels);
+  check(n.queries <= INT_MAX / 2, "at most ", INT_MAX / 2, " queries fit a GPU");
+  check(n.batch <= kMaxGrid && n.heads <= kMaxGrid, "value may have at most ", kMaxGrid,
+        " pictures and heads on a GPU, got ", n.batch, " and ", n.heads);
+  check(n.levels <= kMaxLevels, "spatial_shapes may have at most ", kMaxLevels,
+        " levels on a GPU, got ", n.levels);
+  check(n.levels * n.points < 65536, "a query may have fewer than 65536 samples per head, got ",
+        n.levels * n.points);
+  const auto points = uint64_t(n.points);
+  return {
+      int(n.batch), int(n.tokens), int(n.heads), int(n.channels), int(n.queries), int(n.levels),
+      int(n.points),
+      // Exact for numbers of samples below 2^16: the error, i * points, stays below 2^32.
+      points == 1 ? 0u : unsigned(((uint64_t(1) << 32) + points - 1) / points)};
+}
 
-// Returns false where the sample reads nothing: outside, or no number.
-template <typename S>
-__device__ __forceinline__ bool locate(
-    S location_x, S location_y, int64_t height, int64_t width, int64_t start, int64_t tokens,
-    Sample<S>& sample) {
-  const S x = pixel(location_x, S(width)), y = pixel(location_y, S(height));
-  // Comparisons that NaN fails.
-  if (!(x > S(-1) && x < S(width) && y > S(-1) && y < S(height) && height > 0 && width > 0)) {
-    return false;
+// Both tensors contiguous.
+LevelTable read_table(const Sizes& n, const Tensor& sizes, const Tensor& starts) {
+  LevelTable table{};
+  const int64_t *size = const_data<int64_t>(sizes), *start = const_data<int64_t>(starts);
+  if (!readable_by_host(sizes)) {
+    table.sizes = size;
+    table.starts = start;
+    return table;
   }
-  const S floor_x = floor(x), floor_y = floor(y);
-  sample.fx = x - floor_x;
-  sample.fy = y - floor_y;
-  const int64_t x0 = int64_t(floor_x), y0 = int64_t(floor_y);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    const int64_t cx = x0 + c % 2, cy = y0 + c / 2;
-    const int64_t row = start + cy * width + cx;
-    const bool inside =
-        cx >= 0 && cx < width && cy >= 0 && cy < height && row >= 0 && row < tokens;
-    sample.row[c] = inside ? row : -1;
+  check_levels(n, size, start);
+  for (int64_t l = 0; l < n.levels; ++l) {
+    table.host[l] = {int(size[2 * l]), int(size[2 * l + 1]), int(start[l])};
   }
-  return true;
+  return table;
 }
 
-template <typename S>
-__device__ __forceinline__ S corner_weight(const Sample<S>& s, int c) {
-  return (c % 2 ? s.fx : S(1) - s.fx) * (c / 2 ? s.fy : S(1) - s.fy);
-}
-
-// `lanes` lanes to a row, a power of two up to the warp's size.
-template <typename T, int Vec>
-__global__ void __launch_bounds__(kThreads) forward_kernel(
-    Sizes n, Levels levels, int lanes, const T* __restrict__ value,
-    const typename SumOf<T>::type* __restrict__ locations,
-    const typename SumOf<T>::type* __restrict__ weights, T* __restrict__ output) {
-  using S = typename SumOf<T>::type;
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t row = thread / lanes;
-  if (row >= n.batch * n.queries * n.heads) return;
-  const int64_t head = row % n.heads;
-  const int64_t picture = row / n.heads / n.queries;
-  const int64_t stride = n.heads * n.channels;
-  const int64_t* sizes = levels.sizes ? levels.sizes : levels.host_sizes;
-  const int64_t* starts = levels.starts ? levels.starts : levels.host_starts;
-  value += picture * n.tokens * stride + head * n.channels;
-  const int64_t points = n.levels * n.points;
-  locations += 2 * row * points;
-  weights += row * points;
-  for (int64_t channel = thread % lanes * Vec; channel < n.channels; channel += lanes * Vec) {
-    S sum[Vec] = {};
-    for (int64_t l = 0, i = 0; l < n.levels; ++l) {
-      const int64_t height = sizes[2 * l], width = sizes[2 * l + 1], start = starts[l];
-      for (int64_t p = 0; p < n.points; ++p, ++i) {
-        Sample<S> sample;
-        if (!locate(locations[2 * i], locations[2 * i + 1], height, width, start, n.tokens,
-                    sample)) {
-          continue;
-        }
-        const S attention = weights[i];
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          if (sample.row[c] < 0) continue;
-          const S weight = attention * corner_weight(sample, c);
-          const auto cell = *reinterpret_cast<const Pack<T, Vec>*>(
-              value + sample.row[c] * stride + channel);
-#pragma unroll
-          for (int v = 0; v < Vec; ++v) sum[v] += weight * static_cast<S>(cell.at[v]);
-        }
-      }
-    }
-    Pack<T, Vec> result;
-#pragma unroll
-    for (int v = 0; v < Vec; ++v) result.at[v] = static_cast<T>(sum[v]);
-    *reinterpret_cast<Pack<T, Vec>*>(output + row * n.channels + channel) = result;
-  }
-}
-
-template <typename S, int Vec>
-__device__ __forceinline__ void add_to(S* target, const S (&addend)[Vec]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool at_once = Vec == 4 && sizeof(S) == 4;
-#else
-  constexpr bool at_once = false;
-#endif
-  if constexpr (at_once) {
-    atomicAdd(
-        reinterpret_cast<float4*>(target),
-        make_float4(addend[0], addend[1], addend[2], addend[3]));
-  } else {
-#pragma unroll
-    for (int v = 0; v < Vec; ++v) atomicAdd(target + v, addend[v]);
-  }
-}
-
-// grad_value is float32 (float64) and holds zeros. All lanes of a warp stay to the end: they meet
-// in the shuffles.
-template <typename T, int Vec>
-__global__ void __launch_bounds__(kThreads) backward_kernel(
-    Sizes n, Levels levels, int lanes, const T* __restrict__ grad_output,
-    const T* __restrict__ value, const typename SumOf<T>::type* __restrict__ locations,
-    const typename SumOf<T>::type* __restrict__ weights,
-    typename SumOf<T>::type* __restrict__ grad_value,
-    typename SumOf<T>::type* __restrict__ grad_locations,
-    typename SumOf<T>::type* __restrict__ grad_weights) {
-  using S = typename SumOf<T>::type;
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t row = thread / lanes;
-  const bool active = row < n.batch * n.queries * n.heads;
-  const int lane = int(thread % lanes);
-  const int64_t head = active ? row % n.heads : 0;
-  const int64_t picture = active ? row / n.heads / n.queries : 0;
-  const int64_t stride = n.heads * n.channels;
-  const int64_t* sizes = levels.sizes ? levels.sizes : levels.host_sizes;
-  const int64_t* starts = levels.starts ? levels.starts : levels.host_starts;
-  const int64_t base = picture * n.tokens * stride + head * n.channels;
-  const int64_t points = n.levels * n.points;
-  const int64_t first_point = active ? row * points : 0;
-  for (int64_t l = 0, i = first_point; l < n.levels; ++l) {
-    const int64_t height = sizes[2 * l], width = sizes[2 * l + 1], start = starts[l];
-    for (int64_t p = 0; p < n.points; ++p, ++i) {
-      Sample<S> s;
-      S by_x = 0, by_y = 0, by_weight = 0;
-      if (active && locate(locations[2 * i], locations[2 * i + 1], height, width, start, n.tokens,
-                           s)) {
-        const S attention = weights[i];
-        S dot[4] = {};
-        for (int64_t channel = lane * Vec; channel < n.channels; channel += lanes * Vec) {
-          const auto grad = *reinterpret_cast<const Pack<T, Vec>*>(
-              grad_output + row * n.channels + channel);
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            if (s.row[c] < 0) continue;
-            const int64_t offset = base + s.row[c] * stride + channel;
-            const auto cell = *reinterpret_cast<const Pack<T, Vec>*>(value + offset);
-            const S weight = attention * corner_weight(s, c);
-            S addend[Vec];
-#pragma unroll
-            for (int v = 0; v < Vec; ++v) {
-              const S g = static_cast<S>(grad.at[v]);
-              dot[c] += g * static_cast<S>(cell.at[v]);
-              addend[v] = weight * g;
-            }
-            add_to<S, Vec>(grad_value + offset, addend);
-          }
-        }
-        const S gx = S(1) - s.fx, gy = S(1) - s.fy;
-        by_x = attention * S(width) * (gy * (dot[1] - dot[0]) + s.fy * (dot[3] - dot[2]));
-        by_y = attention * S(height) * (gx * (dot[2] - dot[0]) + s.fx * (dot[3] - dot[1]));
-        by_weight = gy * (gx * dot[0] + s.fx * dot[1]) + s.fy * (gx * dot[2] + s.fx * dot[3]);
-      }
-      for (int distance = lanes / 2; distance > 0; distance /= 2) {
-        by_x += __shfl_xor_sync(0xffffffffu, by_x, distance);
-        by_y += __shfl_xor_sync(0xffffffffu, by_y, distance);
-        by_weight += __shfl_xor_sync(0xffffffffu, by_weight, distance);
-      }
-      if (active && lane == 0) {
-        grad_locations[2 * i] = by_x;
-        grad_locations[2 * i + 1] = by_y;
-        grad_weights[i] = by_weight;
-      }
-    }
-  }
-}
-
-// Calls `body` with a value of the element type of `value` and the vector length that fits.
-template <typename Body>
-void dispatch(ScalarType dtype, bool vectors, Body body) {
-  auto with = [&](auto zero) {
-    if (vectors) {
-      body(zero, std::integral_constant<int, 4>());
-    } else {
-      body(zero, std::integral_constant<int, 1>());
-    }
-  };
-  switch (dtype) {
-    case ScalarType::Float: return with(float());
-    case ScalarType::Double: return with(double());
-    case ScalarType::Half: return with(torch::headeronly::Half());
-    default: return with(torch::headeronly::BFloat16());
-  }
-}
-
-Levels read_levels(const Sizes& n, const Tensor& sizes, const Tensor& starts) {
-  Levels levels{};
-  if (!sizes.is_cpu()) {
-    levels.sizes = const_data<int64_t>(sizes);
-    levels.starts = const_data<int64_t>(starts);
-    return levels;
-  }
-  check(
-      n.levels <= kHostLevels, "spatial_shapes on the CPU may have at most ", kHostLevels,
-      " levels with a value on a GPU, got ", n.levels, "; move it to the device of value");
-  check_levels(n, const_data<int64_t>(sizes), const_data<int64_t>(starts));
-  std::copy_n(const_data<int64_t>(sizes), 2 * n.levels, levels.host_sizes);
-  std::copy_n(const_data<int64_t>(starts), n.levels, levels.host_starts);
-  return levels;
-}
-
-bool aligned(const Tensor& tensor) {
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (4 * tensor.element_size()) == 0;
-}
-
-int lanes_per_row(const Sizes& n, int vec) {
-  int lanes = 1;
-  while (lanes < kWarp && lanes * vec < n.channels) lanes *= 2;
-  return lanes;
-}
-
-unsigned blocks_for(const Sizes& n, int lanes) {
-  const int64_t threads = n.batch * n.queries * n.heads * lanes;
-  const int64_t blocks = (threads + kThreads - 1) / kThreads;
-  check(blocks <= INT_MAX, "sampling_locations has more queries than one launch can take");
+unsigned blocks_for(int64_t items, int64_t per_block) {
+  const int64_t blocks = (items + per_block - 1) / per_block;
+  check(blocks <= INT_MAX, "the arguments are larger than one launch can take");
   return unsigned(blocks);
 }
 
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
+// What all launches of one call share.
+struct Call {
+  Extent n;
+  LevelTable levels;
+  Stream stream;
+
+  bool few_rows() const { return int64_t(n.batch) * n.queries * n.heads < kFewRows; }
+
+  dim3 grid(const Mapping& mapping) const {
+    const int rows = kThreads / (mapping.lanes * mapping.split);
+    int64_t blocks = blocks_for(n.queries, rows);
+    if (mapping.tiles) {
+      blocks = 0;
+      for (int l = 0; l < n.levels; ++l) {
+        const int tile_height = rows / kTileWidth;
+        blocks += int64_t(tile_columns(levels.host[l])) *
+            ((levels.host[l].height + tile_height - 1) / tile_height);
+      }
+    }
+    return dim3(blocks_for(blocks, 1), n.heads, n.batch);
+  }
+};
+
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Calls `body` with a value of the kernels' element type for `dtype`.
+template <typename Body>
+void with_type(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Float: return body(float());
+    case ScalarType::Double: return body(double());
+    case ScalarType::Half: return body(__half());
+    default: return body(__nv_bfloat16());
+  }
+}
+
+// Calls `body(vec, lanes, split, mapping)` with the kernels' template arguments for these sizes.
+// Rows of 32 channels, which nearly all models have, get kernels of their own.
+template <typename T, typename Body>
+void with_plan(const Call& call, Body body) {
+  constexpr int kWide = sizeof(T) > 4 ? 1 : 16 / int(sizeof(T));
+  const Extent& n = call.n;
+  const bool few = call.few_rows();
+  Mapping mapping{};
+  // A level table in device memory leaves the number of tiles unknown.
+  mapping.tiles = !few && n.queries == n.tokens && call.levels.sizes == nullptr;
+  if constexpr (kWide > 1) {
+    if (n.channels == 32) {
+      constexpr int kLanes = 32 / kWide;
+      mapping.lanes = kLanes;
+      mapping.split = few ? kSplit : 1;
+      if (few) return body(Constant<kWide>(), Constant<kLanes>(), Constant<kSplit>(), mapping);
+      return body(Constant<kWide>(), Constant<kLanes>(), Constant<1>(), mapping);
+    }
+  }
+  const bool wide = n.channels % kWide == 0;
+  mapping.lanes = kMinLanes;
+  while (mapping.lanes < kWarp && mapping.lanes * (wide ? kWide : 1) < n.channels) {
+    mapping.lanes *= 2;
+  }
+  mapping.split = few ? std::min(kSplit, kWarp / mapping.lanes) : 1;
+  if (wide) return body(Constant<kWide>(), Constant<0>(), Constant<0>(), mapping);
+  if constexpr (kWide > 1) body(Constant<1>(), Constant<0>(), Constant<0>(), mapping);
+}
+
+template <typename T, typename Points>
+void launch_forward(
+    const Call& call, const Points& points, const Tensor& value, const Tensor& output) {
+  with_plan<T>(call, [&](auto vec, auto lanes, auto split, const Mapping& mapping) {
+    launch(
+        forward_kernel<
+            T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value, Points>,
+        call.grid(mapping), call.stream, call.n, call.levels, mapping, points,
+        const_data<T>(value), data<T>(output));
+  });
+}
+
+// `sums` may be null, `output` of the forward is read for fused points only.
+template <typename T, typename Points>
+void launch_backward(
+    const Call& call, const Points& points, const Tensor& grad_output, const T* output,
+    const Tensor& value, typename SumOf<T>::type* sums) {
+  with_plan<T>(call, [&](auto vec, auto lanes, auto split, const Mapping& mapping) {
+    launch(
+        backward_kernel<
+            T, decltype(vec)::value, decltype(lanes)::value, decltype(split)::value, Points>,
+        call.grid(mapping), call.stream, call.n, call.levels, mapping, points,
+        const_data<T>(grad_output), output, const_data<T>(value), sums);
+  });
+}
+
+// grad_value in an order that is always the same; picture by picture, for the memory's sake.
+template <typename T, typename Points>
+Tensor ordered_grad_value(
+    const Call& call, const Points& points, const Tensor& grad_output, const Tensor& value) {
+  using S = typename SumOf<T>::type;
+  const Extent& n = call.n;
+  const int64_t count = int64_t(n.queries) * n.heads * n.levels * n.points;
+  const int64_t last = int64_t(n.heads) * n.tokens;
+  check(
+      count <= INT_MAX && last < INT_MAX,
+      "the deterministic backward takes at most 2^31 samples and (head, cell) pairs a picture");
+  int key_bits = 1;
+  while (last >> key_bits) ++key_bits;
+  const size_t scratch_bytes = sort_scratch_bytes(int(count), key_bits);
+  auto words = [&](int64_t size) {
+    return torch::stable::new_empty(value, {std::max<int64_t>(size, 1)}, ScalarType::Int);
+  };
+  const Tensor keys = words(count), sorted_keys = words(count);
+  const Tensor samples = words(count), sorted_samples = words(count);
+  const Tensor starts = words(last + 1);
+  const Tensor places = words(count * int64_t(sizeof(Place<S>) / sizeof(int)));
+  const Tensor scratch = words(int64_t(scratch_bytes + 3) / 4);
+  const Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  constexpr int kWide = sizeof(T) > 4 ? 1 : 16 / int(sizeof(T));
+  const bool wide = n.channels % kWide == 0;
+  int lanes = 1;
+  while (lanes < kWarp && lanes * (wide ? kWide : 1) < n.channels) lanes *= 2;
+  for (int picture = 0; picture < n.batch; ++picture) {
+    launch(
+        key_kernel<S, Points>, dim3(blocks_for(n.queries, kWarps), n.heads), call.stream, n,
+        call.levels, points, picture, data<uint32_t>(keys), data<uint32_t>(samples),
+        data<Place<S>>(places));
+    sort_by_key(
+        scratch.mutable_data_ptr(), scratch_bytes, data<uint32_t>(keys),
+        data<uint32_t>(sorted_keys), data<uint32_t>(samples), data<uint32_t>(sorted_samples),
+        int(count), key_bits, call.stream);
+    launch(
+        start_kernel<uint32_t>, dim3(blocks_for(last + 1, kThreads)), call.stream, n,
+        const_data<uint32_t>(sorted_keys), uint32_t(count), data<uint32_t>(starts));
+    auto gather = [&](auto vec) {
+      launch(
+          ordered_kernel<T, decltype(vec)::value>, dim3(blocks_for(last, kThreads / lanes)),
+          call.stream, n, call.levels, lanes, picture, const_data<uint32_t>(starts),
+          const_data<uint32_t>(sorted_samples), const_data<Place<S>>(places),
+          const_data<T>(grad_output), data<T>(grad_value));
+    };
+    if (wide) {
+      gather(Constant<kWide>());
+    } else {
+      gather(Constant<1>());
+    }
+  }
+  return grad_value;
+}
+
+// All gradients; returns that of `value`, the others go where `points` says.
+template <typename T, typename Points>
+Tensor backward(
+    const Call& call, const Points& points, const Tensor& grad_output, const T* output,
+    const Tensor& value, bool deterministic) {
+  using S = typename SumOf<T>::type;
+  if (deterministic) {
+    launch_backward<T>(call, points, grad_output, output, value, nullptr);
+    return ordered_grad_value<T>(call, points, grad_output, value);
+  }
+  // 16 bits would lose the small addends of cells that thousands of samples share.
+  const ScalarType dtype = value.scalar_type();
+  const ScalarType sum_dtype = dtype == ScalarType::Double ? dtype : ScalarType::Float;
+  const Tensor sums = torch::stable::new_zeros(value, value.sizes(), sum_dtype);
+  launch_backward<T>(call, points, grad_output, output, value, data<S>(sums));
+  return sum_dtype == dtype ? sums : torch::stable::to(sums, dtype);
+}
+
+template <typename S>
+PlainPoints<S> plain_points(const Tensor& locations, const Tensor& weights) {
+  return {const_data<S>(locations), const_data<S>(weights), nullptr, nullptr};
+}
+
+template <typename S, int Size>
+FusedPoints<S, Size> fused_points(
+    const Extent& n, const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  FusedPoints<S, Size> points{};
+  points.references = const_data<S>(references);
+  points.offsets = const_data<S>(offsets);
+  points.logits = const_data<S>(logits);
+  points.shared_references = references.size(0) == 1;
+  points.points = S(n.points);
+  const bool power_of_two = (n.points & (n.points - 1)) == 0;
+  points.points_inverse = power_of_two ? S(1) / S(n.points) : S(0);
+  return points;
+}
+
+// Calls `body` with the size of a reference point.
+template <typename Body>
+void with_reference_size(const Tensor& references, Body body) {
+  if (references.size(3) == 2) return body(Constant<2>());
+  body(Constant<4>());
+}
+
+bool nothing_to_do(const Sizes& n) { return n.batch == 0 || n.queries == 0 || n.tokens == 0; }
+
+Tensor zeros_like(const Tensor& tensor) {
+  return torch::stable::new_zeros(tensor, tensor.sizes());
+}
+Tensor uninitialised_like(const Tensor& tensor) {
+  return torch::stable::new_empty(tensor, tensor.sizes());
+}
+
+Call prepare(
+    const Sizes& n, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& level_start_index) {
+  const Extent extent = extent_of(n);
+  return {extent, read_table(n, spatial_shapes, level_start_index), current_stream(value)};
 }
 
 }  // namespace
 
 Tensor forward_cuda(
-    const Tensor& value_, const Tensor& spatial_shapes_, const Tensor& level_start_index_,
+    const Tensor& value_, const Tensor& spatial_shapes, const Tensor& level_start_index,
     const Tensor& sampling_locations, const Tensor& attention_weights) {
   const Sizes n = check_inputs(
-      value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
-  check(value_.is_cuda(), "value must be on a CUDA device");
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
-  const Tensor value = dense(value_);
-  const Tensor sizes = dense(spatial_shapes_), starts = dense(level_start_index_);
-  const Tensor locations = dense(sampling_locations), weights = dense(attention_weights);
-  const Levels levels = read_levels(n, sizes, starts);
-  Tensor output = torch::stable::new_empty(value, {n.batch, n.queries, n.heads * n.channels});
-  if (n.batch == 0 || n.queries == 0) return output;
-  const cudaStream_t stream = current_stream(value);
-  dispatch(value.scalar_type(), n.channels % 4 == 0 && aligned(value), [&](auto zero, auto vec) {
+      value_, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  check(on_gpu(value_), "value must be on a CUDA device");
+  const DeviceGuard guard(value_.get_device_index());
+  const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
+  const Call call = prepare(n, value_, sizes, starts);
+  if (nothing_to_do(n)) {
+    return torch::stable::new_zeros(value_, {n.batch, n.queries, n.heads * n.channels});
+  }
+  const Tensor value = packed(value_);
+  const Tensor locations = packed(sampling_locations), weights = packed(attention_weights);
+  const Tensor output =
+      torch::stable::new_empty(value, {n.batch, n.queries, n.heads * n.channels});
+  with_type(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = typename SumOf<T>::type;
-    const int lanes = lanes_per_row(n, vec);
-    forward_kernel<T, decltype(vec)::value><<<blocks_for(n, lanes), kThreads, 0, stream>>>(
-        n, levels, lanes, const_data<T>(value), const_data<S>(locations), const_data<S>(weights),
-        data<T>(output));
+    launch_forward<T>(call, plain_points<S>(locations, weights), value, output);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return output;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_cuda(
-    const Tensor& grad_output_, const Tensor& value_, const Tensor& spatial_shapes_,
-    const Tensor& level_start_index_, const Tensor& sampling_locations,
+    const Tensor& grad_output_, const Tensor& value_, const Tensor& spatial_shapes,
+    const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, bool deterministic) {
   const Sizes n = check_inputs(
-      value_, spatial_shapes_, level_start_index_, sampling_locations, attention_weights);
-  check(value_.is_cuda(), "value must be on a CUDA device");
-  check(!deterministic, "CUDA has no deterministic backward");
+      value_, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  check(on_gpu(value_), "value must be on a CUDA device");
   check_grad_output(n, grad_output_, value_);
-  const torch::stable::accelerator::DeviceGuard guard(value_.get_device_index());
-  const Tensor grad_output = dense(grad_output_), value = dense(value_);
-  const Tensor sizes = dense(spatial_shapes_), starts = dense(level_start_index_);
-  const Tensor locations = dense(sampling_locations), weights = dense(attention_weights);
-  const Levels levels = read_levels(n, sizes, starts);
-  const ScalarType dtype = value.scalar_type();
-  // 16 bits would lose the small addends of cells that thousands of samples share.
-  const ScalarType sum_dtype = dtype == ScalarType::Double ? dtype : ScalarType::Float;
-  Tensor grad_value = torch::stable::new_zeros(value, value.sizes(), sum_dtype);
-  Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
-  Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
-  if (n.batch > 0 && n.queries > 0) {
-    const cudaStream_t stream = current_stream(value);
-    const bool vectors = n.channels % 4 == 0 && aligned(value) && aligned(grad_output);
-    dispatch(dtype, vectors, [&](auto zero, auto vec) {
-      using T = decltype(zero);
-      using S = typename SumOf<T>::type;
-      const int lanes = lanes_per_row(n, vec);
-      backward_kernel<T, decltype(vec)::value><<<blocks_for(n, lanes), kThreads, 0, stream>>>(
-          n, levels, lanes, const_data<T>(grad_output), const_data<T>(value),
-          const_data<S>(locations), const_data<S>(weights), data<S>(grad_value),
-          data<S>(grad_locations), data<S>(grad_weights));
-    });
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const DeviceGuard guard(value_.get_device_index());
+  const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
+  const Call call = prepare(n, value_, sizes, starts);
+  if (nothing_to_do(n)) {
+    return {zeros_like(value_), zeros_like(sampling_locations), zeros_like(attention_weights)};
   }
-  if (sum_dtype != dtype) grad_value = torch::stable::to(grad_value, dtype);
+  const Tensor grad_output = packed(grad_output_), value = packed(value_);
+  const Tensor locations = packed(sampling_locations), weights = packed(attention_weights);
+  const Tensor grad_locations = uninitialised_like(locations);
+  const Tensor grad_weights = uninitialised_like(weights);
+  Tensor grad_value;
+  with_type(value.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using S = typename SumOf<T>::type;
+    auto points = plain_points<S>(locations, weights);
+    points.grad_locations = data<S>(grad_locations);
+    points.grad_weights = data<S>(grad_weights);
+    grad_value = backward<T>(call, points, grad_output, nullptr, value, deterministic);
+  });
   return {grad_value, grad_locations, grad_weights};
 }
 
-}  // namespace ddetr
-
-STABLE_TORCH_LIBRARY_IMPL(ddetr_plugin, CUDA, m) {
-  m.impl("ms_deform_attn_forward", TORCH_BOX(&ddetr::forward_cuda));
-  m.impl("ms_deform_attn_backward", TORCH_BOX(&ddetr::backward_cuda));
+Tensor fused_forward_cuda(
+    const Tensor& value_, const Tensor& spatial_shapes, const Tensor& level_start_index,
+    const Tensor& reference_points, const Tensor& sampling_offsets,
+    const Tensor& attention_logits) {
+  const Sizes n = check_fused_inputs(
+      value_, spatial_shapes, level_start_index, reference_points, sampling_offsets,
+      attention_logits);
+  check(on_gpu(value_), "value must be on a CUDA device");
+  const DeviceGuard guard(value_.get_device_index());
+  const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
+  const Call call = prepare(n, value_, sizes, starts);
+  if (nothing_to_do(n)) {
+    return torch::stable::new_zeros(value_, {n.batch, n.queries, n.heads * n.channels});
+  }
+  const Tensor value = packed(value_), references = packed(reference_points);
+  const Tensor offsets = packed(sampling_offsets), logits = packed(attention_logits);
+  const Tensor output =
+      torch::stable::new_empty(value, {n.batch, n.queries, n.heads * n.channels});
+  with_type(value.scalar_type(), [&](auto zero) {
+    with_reference_size(references, [&](auto size) {
+      using T = decltype(zero);
+      using S = typename SumOf<T>::type;
+      const auto points =
+          fused_points<S, decltype(size)::value>(call.n, references, offsets, logits);
+      launch_forward<T>(call, points, value, output);
+    });
+  });
+  return output;
 }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward_cuda(
+    const Tensor& grad_output_, const Tensor& output_, const Tensor& value_,
+    const Tensor& spatial_shapes, const Tensor& level_start_index, const Tensor& reference_points,
+    const Tensor& sampling_offsets, const Tensor& attention_logits, bool reference_grad,
+    bool deterministic) {
+  const Sizes n = check_fused_inputs(
+      value_, spatial_shapes, level_start_index, reference_points, sampling_offsets,
+      attention_logits);
+  check(on_gpu(value_), "value must be on a CUDA device");
+  check_grad_output(n, grad_output_, value_);
+  check(
+      output_.dim() == 3 && shape_of(output_) == shape_of(grad_output_) &&
+          output_.scalar_type() == value_.scalar_type() && output_.device() == value_.device(),
+      "output must be the forward's result, like grad_output ", shape_of(grad_output_), ", got ",
+      shape_of(output_));
+  const DeviceGuard guard(value_.get_device_index());
+  const Tensor sizes = dense(spatial_shapes), starts = dense(level_start_index);
+  const Call call = prepare(n, value_, sizes, starts);
+  Tensor grad_references = reference_grad ? zeros_like(reference_points)
+                                          : torch::stable::new_empty(reference_points, {0});
+  if (nothing_to_do(n)) {
+    return {
+        zeros_like(value_), zeros_like(sampling_offsets), zeros_like(attention_logits),
+        grad_references};
+  }
+  const Tensor grad_output = packed(grad_output_), output = packed(output_);
+  const Tensor value = packed(value_), references = packed(reference_points);
+  const Tensor offsets = packed(sampling_offsets), logits = packed(attention_logits);
+  const Tensor grad_offsets = uninitialised_like(offsets);
+  const Tensor grad_logits = uninitialised_like(logits);
+  Tensor grad_locations, grad_value;
+  if (reference_grad) grad_locations = uninitialised_like(offsets);
+  with_type(value.scalar_type(), [&](auto zero) {
+    with_reference_size(references, [&](auto size) {
+      using T = decltype(zero);
+      using S = typename SumOf<T>::type;
+      auto points = fused_points<S, decltype(size)::value>(call.n, references, offsets, logits);
+      points.grad_offsets = data<S>(grad_offsets);
+      points.grad_logits = data<S>(grad_logits);
+      points.grad_locations = reference_grad ? data<S>(grad_locations) : nullptr;
+      grad_value =
+          backward<T>(call, points, grad_output, const_data<T>(output), value, deterministic);
+      if (!reference_grad) return;
+      const int64_t threads = references.size(0) * n.queries * n.levels;
+      launch(
+          reference_kernel<S, decltype(size)::value>, dim3(blocks_for(threads, kThreads)),
+          call.stream, call.n, points, data<S>(grad_references));
+    });
+  });
+  return {grad_value, grad_offsets, grad_logits, grad_references};
+}
+
+}  // namespace ddetr

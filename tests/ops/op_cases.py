@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddetr_plugin.ops import native_load_error
+from ddetr_plugin.ops._native import cuda_load_error
 
 # Odd on purpose: H != W, a level of one cell, levels of unequal size.
 SIZES = ((7, 5), (3, 4), (1, 1))
@@ -15,10 +16,20 @@ needs_native = pytest.mark.skipif(
 )
 
 
+# Of a test that runs our kernels on a GPU. Where a GPU is visible, it needs them.
+cuda_marks = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU is visible'),
+    pytest.mark.skipif(
+        torch.cuda.is_available() and cuda_load_error() is not None,
+        reason=f'no native CUDA kernels: {cuda_load_error()}',
+    ),
+]
+
+
 def devices():
     """The CPU always; the GPU where there is one."""
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU is visible')
-    return ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, no_gpu])]
+    return ['cpu', pytest.param('cuda', marks=cuda_marks)]
 
 
 def levels_of(sizes, device='cpu'):

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,3 +43,51 @@ def test_a_wrong_wish_is_refused():
     done = run_setup('--version', DDETR_BUILD_OPS='yes')
     assert done.returncode != 0
     assert "DDETR_BUILD_OPS must be 0, 1 or unset, got 'yes'" in done.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason='this torch has CUDA')
+def test_cuda_is_refused_with_a_torch_that_has_none(tmp_path):
+    done = run_setup('--version', FORCE_CUDA='1', CUDA_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert 'FORCE_CUDA=1, but torch' in done.stderr and 'a build without CUDA' in done.stderr
+
+
+def run_setup_with_a_gpu(tmp_path, torch_cuda, toolkit, **environment):
+    """setup.py on a machine with a GPU, a torch for one CUDA and a toolkit of another."""
+    nvcc = tmp_path / 'bin' / 'nvcc'
+    nvcc.parent.mkdir()
+    nvcc.write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {toolkit}, V{toolkit}.1"\n')
+    nvcc.chmod(0o755)
+    code = f"""
+import runpy, sys, torch, torch.utils.cpp_extension as extension
+torch.version.cuda, torch.cuda.is_available = {torch_cuda!r}, lambda: True
+extension.CUDA_HOME = {str(tmp_path)!r}
+sys.argv = ['setup.py', '--version']
+runpy.run_path('setup.py', run_name='__main__')
+"""
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env={**os.environ, 'TORCH_CUDA_ARCH_LIST': '9.0', **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_toolkit_of_another_cuda_than_torchs_builds_for_the_cpu_and_says_so(tmp_path):
+    done = run_setup_with_a_gpu(tmp_path, '13.0', '12.4')
+    assert done.returncode == 0, done.stderr
+    assert 'building for the CPU alone: torch' in done.stderr
+    assert 'made with CUDA 13.0' in done.stderr and 'is 12.4' in done.stderr
+
+
+def test_a_toolkit_of_another_cuda_is_an_error_where_cuda_must_be_built(tmp_path):
+    done = run_setup_with_a_gpu(tmp_path, '13.0', '12.4', FORCE_CUDA='1')
+    assert done.returncode != 0
+    assert 'FORCE_CUDA=1, but torch' in done.stderr
+
+
+def test_a_toolkit_of_the_same_cuda_is_used(tmp_path):
+    done = run_setup_with_a_gpu(tmp_path, '13.0', '13.1')
+    assert done.returncode == 0, done.stderr
+    assert 'CPU alone' not in done.stderr

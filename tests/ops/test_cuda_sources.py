@@ -1,41 +1,104 @@
-"""The CUDA sources compile, also where there is no GPU and torch has no CUDA."""
+"""The CUDA sources as nvcc compiles them, also where there is no GPU and torch has no CUDA."""
 
-import shutil
+import ast
+import functools
+import re
 import subprocess
 from pathlib import Path
 
+import count_instructions as tool
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+needs_nvcc = pytest.mark.skipif(tool.toolkit('nvcc') is None, reason='nvcc is not installed')
+needs_disassembler = pytest.mark.skipif(
+    tool.toolkit('nvcc') is None or tool.toolkit('nvdisasm') is None,
+    reason='nvcc and nvdisasm are not installed',
+)
 
 
-@pytest.mark.skipif(shutil.which('nvcc') is None, reason='nvcc is not installed')
-def test_cuda_sources_compile_without_warnings(tmp_path):
-    sources = sorted((ROOT / 'ops' / 'cuda').glob('*.cu'))
-    assert sources
-    include = Path(torch.__file__).parent / 'include'
-    for source in sources:
-        done = subprocess.run(
-            [
-                'nvcc',
-                '-std=c++17',
-                '-c',
-                str(source),
-                '-o',
-                str(tmp_path / f'{source.stem}.o'),
-                f'-I{include}',
-                '-DTORCH_TARGET_VERSION=0x020a000000000000',
-                '-DUSE_CUDA',
-                # A CPU build of torch lacks the header that its CUDA build generates.
-                '-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE',
-                '-Xcompiler=-fPIC',
-                '-gencode=arch=compute_80,code=sm_80',
-                '-gencode=arch=compute_90,code=sm_90',
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        ours = [line for line in done.stderr.splitlines() if 'warning' in line and 'ops/' in line]
-        assert not ours, done.stderr
+def architectures():
+    """What setup.py builds for, such as '90'."""
+    text = (ROOT / 'setup.py').read_text(encoding='utf-8')
+    names = re.search(r'^CUDA_ARCHITECTURES = (\(.*\))$', text, re.MULTILINE)[1]
+    return [name.removesuffix('+PTX').replace('.', '') for name in ast.literal_eval(names)]
+
+
+@functools.cache
+def known_to_nvcc():
+    done = subprocess.run(
+        [tool.toolkit('nvcc'), '--list-gpu-code'], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+@functools.cache
+def measured():
+    return tool.measure('90')
+
+
+@needs_nvcc
+@pytest.mark.parametrize('name', ['sort.cu', 'registration.cpp'])
+def test_the_other_cuda_sources_compile_without_warnings(name, tmp_path):
+    command = [
+        tool.toolkit('nvcc'),
+        *tool.nvcc_options(),
+        '-arch=sm_80',
+        '-Xcompiler=-fPIC',
+        '-c',
+        ROOT / 'ops' / 'cuda' / name,
+        '-o',
+        tmp_path / 'object.o',
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in done.stderr.splitlines() if 'warning' in line and 'ops/' in line]
+    assert not ours, done.stderr
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', architectures())
+def test_no_kernel_keeps_registers_in_memory(arch, tmp_path):
+    if f'sm_{arch}' not in known_to_nvcc():
+        pytest.skip(f'this nvcc does not know sm_{arch}')
+    usage = tool.compile_kernels(arch, tmp_path / 'kernels.cubin')
+    assert len(usage) > 50
+    assert {name: use for name, use in usage.items() if use.spilled_bytes} == {}
+    # What a multiprocessor of any generation gives to a block that asks for nothing special.
+    assert max(use.shared_bytes for use in usage.values()) <= 48 * 1024
+
+
+@needs_disassembler
+@pytest.mark.parametrize(
+    'direction, operator, most',
+    [
+        ('forward', 'plain', 280),
+        ('forward', 'fused, reference of 2', 280),
+        ('forward', 'fused, reference of 4', 320),
+        ('backward', 'plain', 520),
+        ('backward', 'fused, reference of 2', 520),
+        ('backward', 'fused, reference of 4', 540),
+    ],
+)
+def test_instructions_per_query_and_head_stay_few(direction, operator, most):
+    """The kernels that most projects copy need 1547 forward and about 4570 backward."""
+    rows = [
+        row for row in measured()[0] if row['pass'] == direction and row['operator'] == operator
+    ]
+    assert {row['dtype'] for row in rows} == {'float32', 'float16', 'bfloat16'}
+    for row in rows:
+        # Fewer than half would mean that the loops were not recognised.
+        assert most / 2 < row['per_query_and_head'] <= most, row
+
+
+@needs_disassembler
+def test_gradients_of_value_are_added_four_at_a_time(tmp_path):
+    cubin = tmp_path / 'kernels.cubin'
+    tool.compile_kernels('90', cubin)
+    for name, code in tool.disassemble(cubin).items():
+        adds = [x.text for x in code if 'RED' in x.text or 'ATOM' in x.text]
+        if 'backward_kernelIfLi4E' in name or 'Li8ELi4E' in name and 'backward' in name:
+            assert adds and all('F32x4' in text for text in adds), name
+        # Loops that compare and swap are what the hardware needs where it has no addition.
+        assert not any('CAS' in text for text in adds), name

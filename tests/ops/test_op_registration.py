@@ -76,16 +76,3 @@ def test_export_keeps_the_operator_as_one_node():
     calls = [node.target for node in program.graph.nodes if node.op == 'call_function']
     assert calls.count(raw().ms_deform_attn_forward.default) == 1
     torch.testing.assert_close(program.module()(*arguments), Module()(*arguments))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU is visible')
-def test_deterministic_mode_refuses_the_cuda_backward():
-    value, *rest = with_grad(case(device='cuda'))
-    output = ms_deform_attn(value, *rest)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(RuntimeError, match='no deterministic implementation'):
-            output.sum().backward()
-    finally:
-        torch.use_deterministic_algorithms(False)

@@ -11,6 +11,8 @@ import warnings
 
 import pytest
 import torch
+
+pytest.importorskip('mmcv')
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv.ops import multi_scale_deform_attn as mmcv_module
 from op_cases import SIZES, case, devices, levels_of, outputs_and_gradients

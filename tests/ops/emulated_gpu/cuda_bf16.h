@@ -1,0 +1,1 @@
+// Included by kernels.cuh; emulation.h has what it needs.
