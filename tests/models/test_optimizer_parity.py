@@ -62,8 +62,13 @@ def test_three_steps_give_the_parameters_of_plain_torch(recipe, variant):
     others = dict(plain.named_parameters())
     moved = set()
     for name, parameter in ours.named_parameters():
+        mine, other = parameter, others[name]
+        if name.endswith('in_proj_bias'):
+            # A bias of all keys does not change a softmax: its gradient is rounding alone.
+            width = len(mine) // 3
+            mine, other = (torch.cat([x[:width], x[2 * width :]]) for x in (mine, other))
         # A step is at most about the learning rate.
-        torch.testing.assert_close(parameter, others[name], rtol=1e-6, atol=2e-7, msg=name)
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=2e-7, msg=name)
         if not torch.equal(parameter, before[name]):
             moved.add(name)
     assert moved == {name for name, p in ours.named_parameters() if p.requires_grad}
