@@ -101,7 +101,7 @@ class _ReluDropout(torch.autograd.Function):
         return _relu_dropout_backward(grad_output, *ctx.saved_tensors, ctx.p), None, None
 
 
-def _without_derivative(operator):
+def _without_derivative(operator, instead='ms_deform_attn_reference'):
     """The `autograd.Function` of an operator whose result cannot be differentiated."""
 
     class Refusing(torch.autograd.Function):
@@ -113,8 +113,8 @@ def _without_derivative(operator):
         @staticmethod
         def backward(ctx, *grads):
             raise RuntimeError(
-                f'{operator} has no derivative of its own; where a gradient itself must be '
-                'differentiated, use the PyTorch path (ms_deform_attn_reference)'
+                f'{operator} has no second derivative; use {instead} where the gradient itself '
+                'must be differentiated'
             )
 
     return Refusing
@@ -144,7 +144,7 @@ for _name, _function, _operator in (
     ('relu_dropout', _ReluDropout, _relu_dropout),
     (
         'relu_dropout_backward',
-        _without_derivative(_relu_dropout_backward),
+        _without_derivative(_relu_dropout_backward, "torch's relu and dropout"),
         _relu_dropout_backward,
     ),
 ):
