@@ -50,7 +50,7 @@ setup: $(STAMPS)/package ## make .venv, install what is pinned, build the op
 demo: setup ## train, evaluate and draw; DATA=path takes your own COCO-format folder
 	$(PY) tools/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: setup ## run the tests
+test: setup $(STAMPS)/test-requirements ## run the tests
 	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) $(PY) -m pytest -q --tb=short $(ARGS)
 
 test-cuda: setup ## run the tests that need a GPU
@@ -105,6 +105,11 @@ $(STAMPS)/requirements: $(STAMPS)/torch $(wildcard requirements/*.txt)
 	@echo 'Installing the pinned packages'
 	@$(PIP) -r requirements/runtime.txt -r requirements/dev.txt
 	@$(PIP) --no-deps -r requirements/openmmlab.txt
+	@touch $@
+
+$(STAMPS)/test-requirements: $(STAMPS)/requirements requirements/test.txt
+	@echo 'Installing what only tests need'
+	@$(PIP) -r requirements/test.txt
 	@touch $@
 
 $(STAMPS)/package: $(STAMPS)/requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)
