@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -59,9 +60,16 @@ def train(config, folder, processes, batch_size):
     return losses, torch.load(folder / 'epoch_2.pth')['state_dict']
 
 
-def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(tiny_job, tmp_path):
+WRAPPER = Config.fromfile(REPO / 'configs/_base_/default_runtime.py').model_wrapper_cfg
+
+
+@pytest.mark.parametrize('wrapper', [{}, WRAPPER], ids=['plain', 'of the configs'])
+def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(
+    tiny_job, tmp_path, wrapper
+):
     (tmp_path / 'loss_recorder.py').write_text(RECORDER)
     config = tiny_job(
+        model_wrapper_cfg=wrapper,
         custom_imports=dict(imports=['ddetr_plugin', 'loss_recorder']),
         custom_hooks=[dict(type='LossRecorder', folder='')],
         train_cfg=dict(max_epochs=2, val_begin=3),

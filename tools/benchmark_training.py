@@ -1,13 +1,15 @@
 """Measures training and inference of our detector beside stock mmdet's, part by part.
 
     python tools/benchmark_training.py [--sizes small r50-320x544] [--variant two-stage]
-        [--inference] [--amp] [--device cuda] [--rounds N] [--threads N] [--out results.json]
+        [--inference] [--amp] [--memory] [--scaling plot.png] [--device cuda] [--rounds N]
+        [--threads N] [--out results.json]
 
 Both models have the same weights and see the same pictures; their losses (without dropout) or
 detections are compared first, and a difference ends the program. Then both train with dropout as
 in the paper, each with the optimiser of its own project's config, and take turns, step by step.
 Each `times ours` is mmdet's median time over ours. With --amp ours runs under bfloat16 autocast
-and mmdet in float32 (and in bfloat16, where it can).
+and mmdet in float32. With --scaling the small model's step is measured over picture area,
+queries, batch and levels instead, and drawn.
 """
 
 import argparse
@@ -333,6 +335,71 @@ def measure_memory(options):
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
 
 
+SWEEPS = {
+    'picture side': (128, 192, 256, 384, 512),
+    'queries': (100, 300, 600, 900),
+    'batch': (1, 2, 4, 8),
+    'levels': (2, 3, 4, 5),
+}
+
+
+def measure_scaling(options):
+    """Step times of the small model, ours and mmdet's, over one quantity at a time."""
+    rows = []
+    for quantity, values in SWEEPS.items():
+        for value in values:
+            config = model_config('small', options.variant)
+            side, batch = 256, 2
+            if quantity == 'picture side':
+                side = value
+            elif quantity == 'queries':
+                config.query_head.num_queries = value
+            elif quantity == 'batch':
+                batch = value
+            else:
+                config.neck.num_outs = config.encoder.num_levels = value
+                config.neck.in_channels = config.neck.in_channels[-min(value, 3) :]
+                config.backbone.out_indices = config.backbone.out_indices[-min(value, 3) :]
+                for attention in (config.encoder.layer.self_attn, config.decoder.layer.cross_attn):
+                    attention.num_levels = value
+            models = build_pair(config, options.device)
+            inputs, samples = make_batch(batch, side, side, options.device)
+            times = time_training(models, inputs, samples, options)['step']
+            row = {'quantity': quantity, 'value': value}
+            row.update({f'{n}_ms': round(statistics.median(t), 2) for n, t in times.items()})
+            rows.append(row)
+            print(
+                f'{quantity:14} {value:5} mmdet {row["mmdet_ms"]:9.1f} ms, ours '
+                f'{row["ours_ms"]:9.1f} ms, {row["mmdet_ms"] / row["ours_ms"]:.2f}x',
+                flush=True,
+            )
+    return rows
+
+
+def draw_scaling(rows, path):
+    """One panel per quantity; pictures by their area, in which the tokens are linear."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(4 * len(SWEEPS), 3.5))
+    for axis, quantity in zip(axes, SWEEPS):
+        part = [row for row in rows if row['quantity'] == quantity]
+        x = [row['value'] for row in part]
+        if quantity == 'picture side':
+            x = [value**2 for value in x]
+        for name in ('mmdet', 'ours'):
+            axis.plot(x, [row[f'{name}_ms'] / 1e3 for row in part], marker='o', label=name)
+        axis.set_xlabel('pixels' if quantity == 'picture side' else quantity)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel('seconds a step')
+        axis.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def rows_of(size, batch, times):
     """Table rows from lists of milliseconds."""
     rows = []
@@ -368,6 +435,7 @@ def main():
     parser.add_argument('--batch', type=int, help="pictures per step; default: the size's own")
     parser.add_argument('--amp', action='store_true', help='also time ours in bfloat16')
     parser.add_argument('--memory', action='store_true', help='also measure peak memory')
+    parser.add_argument('--scaling', type=Path, metavar='PNG', help='draw the growth of a step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
     parser.add_argument('--rounds', type=int, default=7, help='timed steps per model')
@@ -391,6 +459,10 @@ def main():
         'variant': options.variant,
         'results': [],
     }
+    if options.scaling:
+        report['results'] = measure_scaling(options)
+        draw_scaling(report['results'], options.scaling)
+        return publish(report, options.out)
     print(f'{"size":16} {"part":16} {"model":16} {"median ms":>10} {"mmdet / it":>11}')
     for size in options.sizes:
         _, batch, (height, width) = SIZES[size]

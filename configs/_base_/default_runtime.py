@@ -24,6 +24,15 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 
+# On several processes. Every parameter gets a gradient in every step, with and without ground
+# truth, so that reductions can be planned once and overlap the backward pass.
+model_wrapper_cfg = dict(
+    type='MMDistributedDataParallel',
+    broadcast_buffers=False,
+    static_graph=True,
+    gradient_as_bucket_view=True,
+)
+
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)

@@ -178,14 +178,16 @@ def _join_gloo_processes(config):
         raise LaunchError('--launcher pytorch works under torchrun only (RANK is not set)')
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-    if config.get('model_wrapper_cfg') is None:
-        # As Runner's default, except device_ids, which must be None for a model on the CPU.
-        config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=config.get('find_unused_parameters', False),
-        )
+    # As Runner's default, except device_ids, which must be None for a model on the CPU.
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    wrapper.update(config.get('model_wrapper_cfg') or {})
+    if wrapper['type'].endswith('DistributedDataParallel'):
+        wrapper['device_ids'] = None
+    config.model_wrapper_cfg = wrapper
 
 
 def keep_freed_memory():

@@ -123,7 +123,8 @@ class SetCriterion(nn.Module):
                 matches = self.assigner.match_batch(costs, targets.counts)
             except ValueError as error:
                 raise ValueError(f'{error}; {_first_bad(sets)}') from None
-            count = torch.tensor(float(sum(targets.counts)), device=logits.device)
+            # Filled by the device: a copy of a number would wait for it.
+            count = torch.full((), float(sum(targets.counts)), device=logits.device)
             all_reduce(count, op='mean')
             count = count.clamp(min=1)
             losses = {}
@@ -151,7 +152,7 @@ class SetCriterion(nn.Module):
         """Classification, L1 and IoU loss of each layer."""
         _, logits, boxes, targets = predictions
         num_layers = len(logits)
-        layer, picture, query, gt = _flat_indices(matches).to(logits.device)
+        layer, picture, query, gt = _flat_indices(matches).to(logits.device, non_blocking=True)
 
         matched, wanted = boxes[layer, picture, query], targets.boxes[picture, gt]
         class_targets = torch.zeros_like(logits)

@@ -1,5 +1,6 @@
 """The detector: the flow from pictures to losses or detections, and nothing else."""
 
+import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
@@ -155,7 +156,8 @@ class DeformableDETR(BaseDetector):
         for sample in batch_data_samples:
             height, width = sample.img_shape[:2]
             pixels = get_box_tensor(sample.gt_instances.bboxes)
-            size = pixels.new_tensor((width, height, width, height))
-            boxes.append(bbox_xyxy_to_cxcywh(pixels / size))
+            # Not a tensor of the size: its copy to a GPU would make the host wait.
+            x, y = pixels[:, 0::2] / width, pixels[:, 1::2] / height
+            boxes.append(bbox_xyxy_to_cxcywh(torch.stack((x, y), dim=-1).flatten(1)))
             labels.append(sample.gt_instances.labels)
         return Targets.pad(labels, boxes)

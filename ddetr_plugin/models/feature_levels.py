@@ -79,14 +79,18 @@ class FeatureLevels(NamedTuple):
         )  # (B, L, 2)
         cells = np.array([(cols, rows) for rows, cols in sizes], dtype=np.float32)
         starts = np.cumsum([0] + [h * w for h, w in sizes[:-1]])
-        valid_sizes = torch.from_numpy(valid).to(device)
         padded = bool((valid < cells).any())
+        # A copy to a GPU that may block makes the host wait for all that was queued before.
+        arrays = (valid, valid / cells, np.array(sizes, dtype=np.int64), starts.astype(np.int64))
+        valid_sizes, valid_ratios, spatial_shapes, level_start_index = (
+            torch.from_numpy(array).to(device, non_blocking=True) for array in arrays
+        )
         return cls(
             sizes=sizes,
-            spatial_shapes=torch.tensor(sizes, dtype=torch.int64, device=device),
-            level_start_index=torch.as_tensor(starts, dtype=torch.int64, device=device),
+            spatial_shapes=spatial_shapes,
+            level_start_index=level_start_index,
             valid_sizes=valid_sizes,
-            valid_ratios=torch.from_numpy(valid / cells).to(device),
+            valid_ratios=valid_ratios,
             padding_mask=_padding_mask(sizes, valid_sizes) if padded else None,
         )
 
