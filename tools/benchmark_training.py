@@ -4,9 +4,10 @@
         [--inference] [--amp] [--memory] [--scaling plot.png] [--device cuda] [--rounds N]
         [--threads N] [--out results.json]
 
-Both models have the same weights and see the same pictures; their losses (without dropout) or
-detections are compared first, and a difference ends the program. Then both train with dropout as
-in the paper, each with the optimiser of its own project's config, and take turns, step by step.
+Both models have the same weights and see the same pictures; their losses (without dropout) and
+scores are compared first, and a difference ends the program. Then each runs in its own process,
+as its own project starts one, and they take turns, step by step: dropout as in the paper, AdamW as
+in the project's config; ours keeps freed memory, as tools/train.py does.
 Each `times ours` is mmdet's median time over ours. With --amp ours runs under bfloat16 autocast
 and mmdet in float32. With --scaling the small model's step is measured over picture area,
 queries, batch and levels instead, and drawn.
@@ -14,11 +15,15 @@ queries, batch and levels instead, and drawn.
 
 import argparse
 import contextlib
+import json
 import logging
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +31,7 @@ from benchmarking import environment, milliseconds, publish
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
+from ddetr_plugin.engine.launch import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / 'configs' / '_base_' / 'deformable_detr_r50.py'
@@ -76,20 +82,23 @@ SIZES = {
     'r50-800x1333-4': ({}, 4, (800, 1333)),
 }
 OBJECTS = 8
-PARTS = ('step', 'forward', 'matching + loss', 'backward', 'optimiser')
 # Relative, of float32 losses and scores.
 TOLERANCE = 1e-4
 
 
-def model_config(size, variant):
-    """The model's config: the paper's, with the changes of size and variant."""
+def model_from(setup):
+    """A model's config: the paper's, with the changes of size and variant, and single values.
+
+    Args:
+        setup: dict with `size`, `variant`, and `changes`: dotted key -> value.
+    """
     from mmengine.config import Config
 
     config = Config.fromfile(BASE)
-    changes, _, _ = SIZES[size]
     config.merge_from_dict(dict(model=dict(backbone=dict(init_cfg=None))))
-    for part in (changes, VARIANTS[variant]):
+    for part in (SIZES[setup['size']][0], VARIANTS[setup['variant']]):
         config = Config(Config._merge_a_into_b(dict(model=part), config.to_dict()))
+    config.merge_from_dict({f'model.{key}': value for key, value in setup['changes'].items()})
     return config.model
 
 
@@ -190,8 +199,6 @@ class Clock:
             event.record()
             self.marks[name] = event
         else:
-            import time
-
             self.marks[name] = time.perf_counter()
 
     def between(self, first, second):
@@ -233,13 +240,15 @@ def make_optimiser(model, fused):
     return wrapper
 
 
+def autocast(device, amp):
+    """bfloat16 autocast, or nothing."""
+    return torch.autocast(device, torch.bfloat16) if amp else contextlib.nullcontext()
+
+
 def training_step(model, wrapper, inputs, samples, clock, amp):
     """One step; `clock` gets its marks."""
     clock.mark('begin')
-    context = (
-        torch.autocast(inputs.device.type, torch.bfloat16) if amp else contextlib.nullcontext()
-    )
-    with context:
+    with autocast(inputs.device.type, amp):
         total, _ = model.parse_losses(model.loss(inputs, samples))
     clock.mark('backward')
     total.backward()
@@ -249,57 +258,80 @@ def training_step(model, wrapper, inputs, samples, clock, amp):
     clock.mark('end')
 
 
-def time_training(models, inputs, samples, options):
-    """Part -> name -> list of milliseconds."""
-    setups = {}
-    for name, model in models.items():
-        model.train()
-        clock = Clock(options.device)
-        watch_loss(model, clock)
-        setups[name] = (model, make_optimiser(model, name == 'ours'), clock)
-    runs = {'mmdet': ('mmdet', False), 'ours': ('ours', False)}
-    if options.amp:
-        runs['ours, bfloat16'] = ('ours', True)
-    times = {part: {name: [] for name in runs} for part in PARTS}
-    for number in range(options.rounds + 2):
-        for run, (name, amp) in runs.items():
-            model, wrapper, clock = setups[name]
-            training_step(model, wrapper, inputs, samples, clock, amp)
-            if number < 2:
-                continue
-            for part, first, second in (
-                ('step', 'begin', 'end'),
-                ('forward', 'begin', 'loss'),
-                ('matching + loss', 'loss', 'backward'),
-                ('backward', 'backward', 'optimiser'),
-                ('optimiser', 'optimiser', 'end'),
-            ):
-                times[part][run].append(clock.between(first, second))
-    return times
-
-
-def time_inference(models, inputs, samples, options):
-    """'inference' -> name -> list of milliseconds."""
-    runs = {'mmdet': ('mmdet', False), 'ours': ('ours', False)}
-    if options.amp:
-        runs['ours, bfloat16'] = ('ours', True)
-    times = {name: [] for name in runs}
-    for model in models.values():
+def work(options):
+    """A process with one model: per line of input, one step or prediction; prints its times."""
+    # Whatever else prints goes to stderr.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    if options.worker == 'ours' and options.device == 'cpu':
+        keep_freed_memory()  # as tools/train.py does; mmdet's does not
+    setup = json.loads(options.setup)
+    config = model_from(setup)
+    model = build_pair(config, 'cpu')[options.worker].to(options.device)
+    inputs, samples = make_batch(setup['batch'], *setup['shape'], options.device)
+    clock = Clock(options.device)
+    if options.inference:
         model.eval()
-    for number in range(options.rounds + 2):
-        for run, (name, amp) in runs.items():
-            context = (
-                torch.autocast(inputs.device.type, torch.bfloat16)
-                if amp
-                else contextlib.nullcontext()
-            )
-            with torch.inference_mode(), context:
-                taken = milliseconds(
-                    lambda m=models[name]: m.predict(inputs, samples), options.device
-                )
-            if number >= 2:
-                times[run].append(taken)
-    return {'inference': times}
+    else:
+        model.train()
+        watch_loss(model, clock)
+        wrapper = make_optimiser(model, options.worker == 'ours')
+    print('ready', file=answers, flush=True)
+    for line in sys.stdin:
+        amp = json.loads(line)
+        if options.inference:
+            with torch.inference_mode(), autocast(options.device, amp):
+                taken = milliseconds(partial(model.predict, inputs, samples), options.device)
+            times = {'inference': taken}
+        else:
+            training_step(model, wrapper, inputs, samples, clock, amp)
+            times = {
+                'step': clock.between('begin', 'end'),
+                'forward': clock.between('begin', 'loss'),
+                'matching + loss': clock.between('loss', 'backward'),
+                'backward': clock.between('backward', 'optimiser'),
+                'optimiser': clock.between('optimiser', 'end'),
+            }
+        print(json.dumps(times), file=answers, flush=True)
+
+
+def time_in_turns(setup, options):
+    """Part -> name -> list of milliseconds; each model in a process of its own, taking turns.
+
+    Args:
+        setup: dict for `model_from`, with `batch` and `shape` of the pictures.
+        options: of the command line.
+    """
+    # Threads of the process that waits for its turn must not spin on the other's cores.
+    environment = {'GOMP_SPINCOUNT': '2000', **os.environ}
+    workers = {}
+    for name in ('mmdet', 'ours'):
+        command = [sys.executable, '-W', 'ignore', __file__, '--worker', name]
+        command += ['--setup', json.dumps(setup), '--device', options.device]
+        command += ['--threads', str(torch.get_num_threads())]
+        command += ['--inference'] * options.inference
+        workers[name] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+    runs = {'mmdet': ('mmdet', False), 'ours': ('ours', False)}
+    if options.amp:
+        runs['ours, bfloat16'] = ('ours', True)
+    times = {}
+    try:
+        for name, worker in workers.items():
+            if worker.stdout.readline().strip() != 'ready':
+                raise SystemExit(f'the process with the model of {name} failed; see above')
+        for number in range(options.rounds + 2):
+            for run, (name, amp) in runs.items():
+                print(json.dumps(amp), file=workers[name].stdin, flush=True)
+                answer = json.loads(workers[name].stdout.readline())
+                for part, taken in answer.items() if number >= 2 else ():
+                    times.setdefault(part, {}).setdefault(run, []).append(taken)
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    return times
 
 
 def peak_memory(size, options, name, checkpointing=False):
@@ -319,7 +351,7 @@ def peak_memory(size, options, name, checkpointing=False):
 def measure_memory(options):
     """The process of `peak_memory`: prints MiB that two steps need beyond the built model."""
     size = options.sizes[0]
-    config = model_config(size, options.variant)
+    config = model_from(dict(size=size, variant=options.variant, changes={}))
     if options.checkpointing:
         config.encoder.layer.with_cp = config.decoder.layer.with_cp = True
     model = build_pair(config, 'cpu')[options.memory_of].to(options.device).train()
@@ -348,23 +380,26 @@ def measure_scaling(options):
     rows = []
     for quantity, values in SWEEPS.items():
         for value in values:
-            config = model_config('small', options.variant)
-            side, batch = 256, 2
+            side, batch, changes = 256, 2, {}
             if quantity == 'picture side':
                 side = value
             elif quantity == 'queries':
-                config.query_head.num_queries = value
+                changes['query_head.num_queries'] = value
             elif quantity == 'batch':
                 batch = value
             else:
-                config.neck.num_outs = config.encoder.num_levels = value
-                config.neck.in_channels = config.neck.in_channels[-min(value, 3) :]
-                config.backbone.out_indices = config.backbone.out_indices[-min(value, 3) :]
-                for attention in (config.encoder.layer.self_attn, config.decoder.layer.cross_attn):
-                    attention.num_levels = value
-            models = build_pair(config, options.device)
-            inputs, samples = make_batch(batch, side, side, options.device)
-            times = time_training(models, inputs, samples, options)['step']
+                kept = min(value, 3)
+                changes = {
+                    'neck.num_outs': value,
+                    'encoder.num_levels': value,
+                    'encoder.layer.self_attn.num_levels': value,
+                    'decoder.layer.cross_attn.num_levels': value,
+                    'neck.in_channels': [128, 256, 512][-kept:],
+                    'backbone.out_indices': [1, 2, 3][-kept:],
+                }
+            setup = dict(size='small', variant=options.variant, changes=changes)
+            setup.update(batch=batch, shape=(side, side))
+            times = time_in_turns(setup, options)['step']
             row = {'quantity': quantity, 'value': value}
             row.update({f'{n}_ms': round(statistics.median(t), 2) for n, t in times.items()})
             rows.append(row)
@@ -440,6 +475,8 @@ def main():
     parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
     parser.add_argument('--rounds', type=int, default=7, help='timed steps per model')
     parser.add_argument('--out', type=Path, help='also write the JSON to this file')
+    parser.add_argument('--worker', choices=['ours', 'mmdet'], help=argparse.SUPPRESS)
+    parser.add_argument('--setup', help=argparse.SUPPRESS)
     parser.add_argument('--memory-of', choices=['ours', 'mmdet'], help=argparse.SUPPRESS)
     parser.add_argument('--checkpointing', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -447,13 +484,11 @@ def main():
         torch.set_num_threads(options.threads)
     from mmdet.utils import register_all_modules
 
-    from ddetr_plugin.engine.launch import keep_freed_memory
-
     register_all_modules()
     if options.memory_of:
         return measure_memory(options)
-    if options.device == 'cpu':
-        keep_freed_memory()  # for both
+    if options.worker:
+        return work(options)
     report = {
         'environment': environment(options.device),
         'variant': options.variant,
@@ -467,11 +502,12 @@ def main():
     for size in options.sizes:
         _, batch, (height, width) = SIZES[size]
         batch = options.batch or batch
-        models = build_pair(model_config(size, options.variant), options.device)
-        inputs, samples = make_batch(batch, height, width, options.device)
-        check_equal(models, inputs, samples)
-        timing = time_inference if options.inference else time_training
-        for row in rows_of(size, batch, timing(models, inputs, samples, options)):
+        setup = dict(size=size, variant=options.variant, changes={})
+        setup.update(batch=batch, shape=(height, width))
+        models = build_pair(model_from(setup), options.device)
+        check_equal(models, *make_batch(batch, height, width, options.device))
+        del models
+        for row in rows_of(size, batch, time_in_turns(setup, options)):
             report['results'].append(row)
             print(
                 f'{size:16} {row["part"]:16} {row["implementation"]:16} '
