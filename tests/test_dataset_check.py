@@ -5,10 +5,14 @@ import shutil
 from pathlib import Path
 
 import check_dataset
+import cv2
 import mmcv
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -52,6 +56,12 @@ def test_good_data_has_no_findings(data):
         (lambda c: c['images'][0].update(file_name='gone.png'), 'error', 'missing pictures'),
         (lambda c: c['images'][0].update(width=65), 'error', 'pictures of another size'),
         (lambda c: c['images'].append(dict(c['images'][0])), 'error', 'images without an id'),
+        (lambda c: c['annotations'][0].update(id=0), 'error', 'not positive integers'),
+        (lambda c: c['annotations'][0].update(id=-1), 'error', 'not positive integers'),
+        (lambda c: c['annotations'][0].update(id=True), 'error', 'not positive integers'),
+        (lambda c: [a.update(id=f'a{a["id"]}') for a in c['annotations']], 'error', 'not positive'),
+        (lambda c: c['images'][0].update(id='first'), 'error', 'images with ids of two kinds'),
+        (lambda c: c['categories'][0].update(id='first'), 'error', 'categories with ids of two'),
         (lambda c: c['annotations'][0].update(image_id=99), 'error', 'unknown pictures'),
         (lambda c: c['annotations'][0].update(category_id=99), 'error', 'unknown classes'),
         (lambda c: c['annotations'][0].update(bbox=[1, 1, float('nan'), 2]), 'error', 'finite'),
@@ -61,20 +71,38 @@ def test_good_data_has_no_findings(data):
         (lambda c: c['annotations'][0].update(bbox=[60, 1, 9, 5]), 'warning', 'leave their'),
         (lambda c: c['annotations'][0].update(area=0), 'warning', 'area is not positive'),
         (lambda c: c['annotations'].clear(), 'error', 'no boxes at all'),
+        (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'error', 'no boxes at all'),
+        (lambda c: [a.update(bbox=[1, 1, 0, 5]) for a in c['annotations']], 'error', 'no boxes at'),
         (lambda c: c['annotations'].clear(), 'warning', 'classes without boxes'),
         (lambda c: c['images'][0].update(file_name='02.png'), 'warning', 'listed more than once'),
         (lambda c: c['images'][0].update(file_name='val_01.png'), 'warning', 'in both train and'),
         (lambda c: c['categories'][0].update(name='bar'), 'error', 'class names not unique'),
         (lambda c: c['categories'].reverse(), 'error', 'classes of the splits differ'),
-        (lambda c: c['annotations'][0].update(id=0), 'error', 'not positive integers'),
-        (lambda c: c['annotations'][0].update(id='a0'), 'error', 'not positive integers'),
-        (lambda c: c['images'][0].update(id='one'), 'error', 'ids of images of several kinds'),
     ],
 )
 def test_every_fault_is_found_with_its_place_and_remedy(data, change, level, kind):
     findings = [f for f in data(change) if f.level == level and kind in f.kind]
     assert findings
     assert findings[0].where and findings[0].remedy
+
+
+def test_an_annotation_id_of_zero_would_falsify_the_map():
+    """The premise of refusing it: pycocotools counts a perfect detection as missed."""
+
+    def precision(first_id):
+        truth = COCO()
+        box = dict(id=first_id, image_id=1, category_id=1, bbox=[1, 2, 8, 9], area=72, iscrowd=0)
+        truth.dataset = dict(images=[dict(id=1)], annotations=[box], categories=[dict(id=1)])
+        truth.createIndex()
+        found = truth.loadRes([dict(image_id=1, category_id=1, bbox=[1, 2, 8, 9], score=1.0)])
+        evaluation = COCOeval(truth, found, 'bbox')
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats[0]
+
+    assert precision(1) == pytest.approx(1)
+    assert precision(0) == 0
 
 
 def test_corners_instead_of_sizes_are_recognised(data):
@@ -91,6 +119,58 @@ def test_a_truncated_picture_is_named(data):
     path.write_bytes(path.read_bytes()[:500])
     findings = check_dataset.check_folder(data.folder)[2]
     assert any(f.kind == 'broken pictures' and '01.png' in f.where for f in findings)
+
+
+def test_a_picture_that_only_pillow_reads_is_an_error(data):
+    path = data.folder / 'images' / 'float.tiff'
+    Image.new('F', (64, 48)).save(path)
+    # The premise, in the loader that trainings use.
+    assert mmcv.imread(str(path)) is None
+    findings = data(lambda c: c['images'][0].update(file_name='float.tiff'))
+    found = [f for f in findings if f.level == 'error']
+    assert [f.kind for f in found] == ['pictures that OpenCV cannot read']
+    assert 'float.tiff: TIFF, mode F' in found[0].where
+
+
+@pytest.mark.parametrize('size', [(3000, 2), (2, 3000), (640, 1), (639, 1), (3000, 5)])
+def test_a_picture_is_too_thin_where_resizing_leaves_nothing_of_it(data, size):
+    width, height = size
+    Image.new('RGB', size).save(data.folder / 'images' / 'thin.png')
+    # The premise, in the function that trainings use.
+    try:
+        mmcv.imrescale(np.zeros((height, width, 3), np.uint8), (320, 320))
+        fails = False
+    except cv2.error:
+        fails = True
+    new = dict(file_name='thin.png', width=width, height=height)
+    findings = data(lambda c: c['images'][0].update(new))
+    assert [f.kind for f in findings if f.level == 'error'] == [
+        'pictures that are too thin'
+    ] * fails
+    assert fails == (size in [(3000, 2), (2, 3000)])
+
+
+def test_the_smallest_scale_is_that_of_the_custom_config():
+    file = ROOT / 'configs' / 'deformable-detr-refine-twostage_effnet-lite0_custom.py'
+    pipeline = Config.fromfile(file).train_dataloader.dataset.pipeline
+    scales = next(step.scales for step in pipeline if 'scales' in step)
+    assert (tuple(min(scales)),) == check_dataset.SCALES
+
+
+def test_every_picture_is_decoded_however_many_there_are(data):
+    """A header is no picture."""
+    name = 'truncated.png'
+    content = (data.folder / 'images' / '02.png').read_bytes()[:500]
+
+    def append(annotations):
+        for number in range(1001, 2101):
+            file_name = f'{number}.png'
+            shutil.copy(data.folder / 'images' / '01.png', data.folder / 'images' / file_name)
+            annotations['images'].append(dict(id=number, file_name=file_name, width=64, height=48))
+        (data.folder / 'images' / name).write_bytes(content)
+        annotations['images'].append(dict(id=3000, file_name=name, width=64, height=48))
+
+    assert [f.kind for f in data(append) if name in f.where] == ['broken pictures']
 
 
 def turned_picture(folder):
@@ -147,17 +227,3 @@ def test_real_data_sets_pass(name):
     if not (SHARED / name).exists():
         pytest.skip('the data sets are not part of the project')
     assert not [f for f in check_dataset.check_folder(SHARED / name)[2] if f.level == 'error']
-
-
-def test_pictures_that_training_could_not_load_are_named(data):
-    folder = data.folder / 'images'
-    Image.fromarray(np.zeros((48, 64), np.float32)).save(folder / '01.tif')
-    Image.new('RGB', (3000, 2)).save(folder / '02.png')
-
-    def change(content):
-        content['images'][0].update(file_name='01.tif', width=64, height=48)
-        content['images'][1].update(width=3000, height=2)
-
-    found = {f.kind: f.where for f in data(change) if f.level == 'error'}
-    assert 'OpenCV cannot decode' in found['broken pictures']
-    assert '3000 x 2' in found['pictures too thin to be made smaller']

@@ -1,30 +1,27 @@
 """tools/demo.py and tools/predict.py, from data to pictures."""
 
 import json
+import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import warnings
 from pathlib import Path
 
-import check_dataset
 import cv2
 import demo
 import numpy as np
 import pytest
 import torch
-
-from ddetr_plugin.engine.launch import load_config
+from check_dataset import Split, is_scored
+from mmengine.registry import PARAM_SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[1]
-EPOCHS = 'configs/deformable-detr_r50_16xb2-50e_coco.py'
 
 
-def run(tool, *args):
+def run(tool, *args, **environment):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    env = dict(os.environ, **environment)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +33,9 @@ def trained(tiny_coco, tmp_path_factory):
     shutil.copytree(tiny_coco.images, data / 'images')
     shutil.copy(tiny_coco.annotations, data / 'annotations/instances_train.json')
     options = [
-        '--data', data, '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_iters=4',
+        '--data', data, '--work-dir', work_dir, '--iters', '4', '--cfg-options',
         'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
-        'train_dataloader.batch_size=2',
-        'model.backbone.pretrained=False', 'default_hooks.logger.interval=1',
+        'train_dataloader.batch_size=2', 'model.backbone.pretrained=False',
     ]  # fmt: skip
     result = run('demo.py', *options)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -67,7 +63,173 @@ def test_a_complete_training_is_evaluated_and_not_repeated(trained):
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'The training is complete' in result.stdout
     assert (work_dir / 'iter_4.pth').stat().st_mtime_ns == before
-    assert json.loads((work_dir / 'metrics.json').read_text()) == metrics
+    again = json.loads((work_dir / 'metrics.json').read_text())
+    assert again == metrics
+
+
+@pytest.mark.parametrize('metrics', [None, dict(train_seconds=1.0, iterations=3), [], 'cut off'])
+def test_the_metrics_are_those_of_the_checkpoint_and_not_of_the_config(
+    trained, tmp_path, monkeypatch, metrics
+):
+    _, work_dir, *_ = trained
+    for name in ('last_checkpoint', 'iter_4.pth'):
+        (tmp_path / name).symlink_to(work_dir / name)
+    if metrics is not None:
+        (tmp_path / 'metrics.json').write_text(
+            json.dumps(metrics)[: 5 if metrics == 'cut off' else None]
+        )
+
+    class Runner:
+        def load_checkpoint(self, path):
+            return torch.load(path, weights_only=False)
+
+        def test(self):
+            return {'coco/bbox_mAP': 0.5, 'else': 1}
+
+    monkeypatch.setattr(demo, 'build_runner', lambda config: Runner())
+    config = demo.read_config(demo.CUSTOM_CONFIG, {'train_cfg.max_iters': 2}, tmp_path)
+    found = demo.train_and_test(config, tmp_path)
+    clock = torch.load(tmp_path / 'iter_4.pth', weights_only=False)['message_hub']['runtime_info']
+    seconds = round(clock['train_seconds'], 1)
+    assert found == dict(bbox_mAP=0.5, train_seconds=seconds, iterations=4)
+
+
+INTERRUPTING_HOOK = """
+import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class InterruptAt(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == int(os.environ.get('INTERRUPT_AT', -1)):
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupted_training_resumes_and_ends_as_an_uninterrupted_one(trained, tmp_path):
+    _, whole, options, _ = trained
+    (tmp_path / 'interrupting_hook.py').write_text(INTERRUPTING_HOOK)
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(demo.CUSTOM_CONFIG)!r}\n'
+        "custom_imports = dict(imports=['ddetr_plugin', 'interrupting_hook'])\n"
+        "custom_hooks = _base_.custom_hooks + [dict(type='mmengine.InterruptAt')]\n"
+    )
+    work = tmp_path / 'work'
+    options = [*options[:2], '--work-dir', work, '--config', tmp_path / 'config.py', *options[4:]]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
+
+    result = run('demo.py', *options, PYTHONPATH=paths, INTERRUPT_AT='3')
+    assert result.returncode == 1, result.stderr[-3000:]
+    assert 'Interrupted. The same command resumes from the last checkpoint.' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert (work / 'iter_2.pth').exists() and not (work / 'metrics.json').exists()
+
+    result = run('demo.py', *options, PYTHONPATH=paths)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f'Resuming from {work}/iter_2.pth' in result.stdout
+    if torch.cuda.is_available():
+        return  # sums in another order every time
+    weights, resumed_weights = (
+        torch.load(folder / 'iter_4.pth', weights_only=False)['state_dict']
+        for folder in (whole, work)
+    )
+    assert weights.keys() == resumed_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, resumed_weights[name]), name
+    metrics, resumed = (
+        json.loads((folder / 'metrics.json').read_text()) for folder in (whole, work)
+    )
+    assert metrics.pop('train_seconds') > 0 and resumed.pop('train_seconds') > 0
+    assert resumed == metrics
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def correct_a_box(data):
+    edit(
+        data / 'annotations/instances_train.json',
+        lambda content: content['annotations'][0].update(bbox=[1, 1, 9, 9], area=81),
+    )
+
+
+def add_a_picture(data):
+    shutil.copy(data / 'images/01.png', data / 'images/new.png')
+    new = dict(id=99, file_name='new.png', width=64, height=48)
+    edit(data / 'annotations/instances_train.json', lambda content: content['images'].append(new))
+
+
+def rename_a_class(data):
+    edit(
+        data / 'annotations/instances_train.json',
+        lambda content: content['categories'][1].update(name='pole'),
+    )
+
+
+def train_elsewhere(data):
+    stated = data.parent / 'work/training.json'
+    stated.write_text(stated.read_text().replace(str(data.resolve()), '/elsewhere/data'))
+
+
+def forget_what_it_was(data):
+    (data.parent / 'work/training.json').unlink()
+
+
+@pytest.mark.parametrize(
+    ('change', 'options', 'message'),
+    [
+        (correct_a_box, (), 'training data.content: was sha256 .*, now sha256'),
+        (add_a_picture, (), 'data.content: was'),
+        (rename_a_class, (), 'classes.1: was bar, now pole'),
+        (train_elsewhere, (), 'training data.pictures: was /elsewhere/data/images, now .*/images'),
+        (forget_what_it_was, (), 'training.json is missing or cannot be read'),
+        (None, ['optim_wrapper.optimizer.lr=1'], 'optim_wrapper.optimizer.lr: was 0.0007, now 1'),
+        (None, ['model.query_head.num_queries=7'], 'query_head.num_queries: was 100, now 7'),
+        (None, ['train_dataloader.batch_size=3'], 'train_dataloader.batch_size: was 2, now 3'),
+        (None, ['train_dataloader.dataset.ann_file=x'], 'dataset.ann_file: was None, now x'),
+        (None, ['train_dataloader.num_workers=0'], None),
+    ],
+)
+def test_another_training_in_the_work_folder_is_not_taken_for_this_one(
+    trained, tmp_path, monkeypatch, change, options, message
+):
+    original, work_dir, arguments, _ = trained
+    stated = json.loads((work_dir / 'training.json').read_text())
+    data, work = tmp_path / 'data', tmp_path / 'work'
+    shutil.copytree(original, data)
+    work.mkdir()
+    for name in ('last_checkpoint', 'iter_4.pth'):
+        (work / name).symlink_to(work_dir / name)
+    # As if the training had been on the copy.
+    text = json.dumps(stated).replace(str(original.resolve()), str(data.resolve()))
+    (work / 'training.json').write_text(text)
+    if change:
+        change(data)
+    before = {path.name: path.stat().st_mtime_ns for path in work.iterdir()}
+
+    class EvaluatedError(Exception):
+        pass
+
+    def evaluate(config, work_dir):
+        raise EvaluatedError
+
+    monkeypatch.setattr(demo, 'train_and_test', evaluate)
+    replaced = ['--data', data, '--work-dir', work, *arguments[4:], *options]
+    monkeypatch.setattr('sys.argv', ['demo.py', *map(str, replaced)])
+    if message is None:
+        with pytest.raises(EvaluatedError):
+            demo.main()
+        return
+    with pytest.raises(SystemExit, match=f'(?s)holds another training:.*{message}.*--work-dir'):
+        demo.main()
+    assert {path.name: path.stat().st_mtime_ns for path in work.iterdir()} == before
 
 
 def test_wrong_data_stops_before_training(trained, tmp_path):
@@ -77,135 +239,162 @@ def test_wrong_data_stops_before_training(trained, tmp_path):
     result = run('demo.py', '--data', tmp_path / 'data', '--work-dir', tmp_path / 'work')
     assert result.returncode == 1
     assert 'missing pictures' in result.stdout and '01.png' in result.stdout
-    assert not list((tmp_path / 'work').glob('*.pth'))
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'named'),
-    [
-        (['--iters', '8'], 'param_scheduler of the config'),
-        (['--cfg-options', 'model.query_head.num_queries=7'], 'model of the config'),
-        (['--data', 'OTHER'], 'the data'),
-        (['--data', 'CHANGED'], 'the training annotations'),
-    ],
-)
-def test_another_training_is_not_evaluated_in_place_of_this_one(
-    trained, tmp_path, arguments, named
-):
-    data, work_dir, options, _ = trained
-    # Of the same name and with the same classes.
-    other = shutil.copytree(data, tmp_path / data.name)
-    file = data / 'annotations/instances_train.json'
-    before = file.read_text()
-    if 'CHANGED' in arguments:
-        content = json.loads(before)
-        content['annotations'].pop()
-        file.write_text(json.dumps(content))
-    places = {'OTHER': str(other), 'CHANGED': str(data)}
-    arguments = [places.get(a, a) for a in arguments]
-    kept = options[options.index('--cfg-options') :]
-    if '--cfg-options' in arguments:
-        kept += arguments[1:]
-        arguments = []
-    if '--data' not in arguments:
-        arguments += ['--data', data]
-    try:
-        result = run('demo.py', '--work-dir', work_dir, *arguments, *kept)
-    finally:
-        file.write_text(before)
-    assert result.returncode == 1
-    assert f'holds another training: {named}' in result.stderr
-    assert 'Traceback' not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (['--config', 'gone.py'], 'gone.py does not exist'),
-        (['--config', 'README.md'], 'a config ends with .py'),
-        (['--config', EPOCHS], 'the config for this tool counts iterations'),
-        (['--data', 'gone'], 'gone is not a folder'),
-        (['--iters', '0'], '--iters must be at least 2'),
-    ],
-)
-def test_a_mistake_is_named_and_leaves_nothing_behind(tmp_path, arguments, message):
-    result = run('demo.py', '--data', tmp_path, '--work-dir', tmp_path / 'work', *arguments)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert 'Traceback' not in result.stderr
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.parametrize('iterations', [2, 100, 8000])
-def test_a_length_reaches_loop_schedule_validations_and_checkpoints(iterations):
-    config = load_config(demo.DEMO_CONFIG)
-    demo.set_iterations(config, iterations)
-    interval = max(1, iterations // 5)
-    assert config.train_cfg.max_iters == iterations
-    assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == interval
-    warm_up, cosine = config.param_scheduler
-    assert warm_up.end == cosine.begin == min(50, iterations // 2)
-    assert cosine.end == iterations
-    assert cosine.T_max == iterations - cosine.begin
+def test_a_folder_without_checkpoints_is_free_for_another_training(tmp_path):
+    demo.check_same_training(tmp_path, dict(classes=('a',)))
+    demo.check_same_training(tmp_path, dict(classes=('b',)))
+    assert json.loads((tmp_path / 'training.json').read_text()) == dict(classes=['b'])
 
 
-def test_an_override_that_nothing_reads_is_warned_of():
-    with pytest.warns(UserWarning, match='max_iters=... changes a variable .* nothing reads'):
-        load_config(demo.DEMO_CONFIG, dict(max_iters=3))
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        load_config(
-            demo.DEMO_CONFIG,
-            {'train_cfg.max_iters': 3, 'work_dir': 'x', 'randomness.seed': 1, 'custom_hooks': []},
-        )
-
-
-def split_of(tmp_path, annotated, empty):
-    count = annotated + empty
-    images = [dict(id=i, file_name=f'{i}.png', width=9, height=9) for i in range(count)]
-    annotations = [dict(id=i + 1, image_id=i, category_id=1) for i in range(annotated)]
-    content = dict(images=images, annotations=annotations, categories=[])
-    return check_dataset.Split('train', tmp_path / 'train.json', tmp_path, content)
-
-
-@pytest.mark.parametrize(('annotated', 'empty'), [(2, 50), (50, 2), (10, 0), (3, 7)])
-def test_both_parts_of_a_split_have_boxes(tmp_path, annotated, empty):
-    train, val = demo.split_off_validation(split_of(tmp_path, annotated, empty), tmp_path / 'work')
-    assert train.content['annotations']
-    assert val.content['annotations']
-    ids = [image['id'] for part in (train, val) for image in part.content['images']]
-    assert sorted(ids) == list(range(annotated + empty))
-    assert len(val.content['images']) == max(1, annotated // 5) + empty // 5
-
-
-@pytest.mark.parametrize('annotated', [0, 1])
-def test_too_few_pictures_with_boxes_cannot_be_split(tmp_path, annotated):
-    with pytest.raises(SystemExit, match='cannot be split'):
-        demo.split_off_validation(split_of(tmp_path, annotated, 9), tmp_path / 'work')
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_resumes_to_the_same_result(trained, tmp_path):
-    data, work_dir, options, _ = trained
-    options = [tmp_path / 'work' if option == work_dir else option for option in options]
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/demo.py'), *map(str, options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    checkpoint = tmp_path / 'work/last_checkpoint'
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=120)[0].decode()
-    if process.returncode == 0:
-        pytest.skip('the training was over before it could be interrupted')
-    assert 'The same command resumes' in output, output[-2000:]
-    result = run('demo.py', *options)
-    assert result.returncode == 0, result.stderr[-3000:]
-    wanted, found = (
-        torch.load(folder / 'iter_4.pth')['state_dict'] for folder in (work_dir, tmp_path / 'work')
+def train_split(folder, images, boxes):
+    """A training split of `images` pictures, the last `boxes` of them with one box each."""
+    box = dict(category_id=1, bbox=[1, 1, 5, 5], area=25, iscrowd=0)
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.png', width=9, height=9) for i in range(images)],
+        annotations=[dict(box, id=i + 1, image_id=i) for i in range(images - boxes, images)],
+        categories=[dict(id=1, name='box')],
     )
-    for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor), name
+    # A crowd is no box to be found.
+    content['annotations'].append(dict(box, id=images + 1, image_id=0, iscrowd=1))
+    return Split('train', folder / 'instances_train.json', folder, content)
+
+
+@pytest.mark.parametrize(
+    ('images', 'boxes', 'held_out', 'held_out_boxes'),
+    [(100, 2, 20, 1), (100, 10, 20, 2), (100, 100, 20, 20), (6, 2, 1, 1), (2, 2, 1, 1)],
+)
+def test_what_is_held_out_has_its_share_of_boxes(tmp_path, images, boxes, held_out, held_out_boxes):
+    train, val = demo.split_off_validation(train_split(tmp_path, images, boxes))
+    ids = [{image['id'] for image in part.content['images']} for part in (train, val)]
+    assert ids[0] | ids[1] == set(range(images)) and not ids[0] & ids[1]
+    assert len(ids[1]) == held_out
+    assert sum(map(is_scored, val.content['annotations'])) == held_out_boxes
+    for part, part_ids in zip((train, val), ids):
+        assert {a['image_id'] for a in part.content['annotations']} <= part_ids
+
+
+def test_one_picture_with_boxes_cannot_be_held_out(tmp_path):
+    with pytest.raises(SystemExit, match='boxes on one picture only.*Annotate more'):
+        demo.split_off_validation(train_split(tmp_path, 100, 1))
+
+
+def test_a_foreign_folder_in_place_of_the_scenes_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('data/demo').mkdir(parents=True)
+    monkeypatch.setattr('sys.argv', ['demo.py'])
+    with pytest.raises(SystemExit, match='error: data/demo exists and was not made by .*Move it'):
+        demo.main()
+
+
+def test_a_mistyped_folder_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'dta'])
+    with pytest.raises(SystemExit, match='error: dta is not a folder'):
+        demo.main()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('gone.py', 'config gone.py does not exist'),
+        (ROOT / 'README.md', 'a config ends with .py'),
+        ('{', 'is not valid Python'),
+        ('model = dict()', 'has no train_dataloader, '),
+        (
+            '_base_ = BASE\n'
+            "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=1)",
+            'does not count iterations .*IterBasedTrainLoop.* or train with tools/train.py',
+        ),
+        (
+            '_base_ = BASE\ndefault_hooks = dict(checkpoint=dict(by_epoch=True))',
+            'writes checkpoints by epoch.*set by_epoch=False',
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_plain_words(
+    tmp_path, monkeypatch, config, message
+):
+    monkeypatch.chdir(tmp_path)
+    if '=' in str(config) or config == '{':
+        Path('config.py').write_text(config.replace('BASE', repr(str(demo.CUSTOM_CONFIG))))
+        config = 'config.py'
+    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', '--config', str(config)])
+    with pytest.raises(SystemExit, match=f'error: .*{message}'):
+        demo.main()
+
+
+def test_options_that_do_not_fit_the_config_are_named(monkeypatch):
+    options = ['--cfg-options', 'train_cfg.max_iters.x=1']
+    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', *options])
+    with pytest.raises(SystemExit, match='error: .*--cfg-options do not go together: .*max_iters'):
+        demo.main()
+
+
+def test_a_config_without_the_clock_gets_it():
+    config = demo.read_config(demo.CUSTOM_CONFIG, dict(custom_hooks=[]), Path('work'))
+    demo.add_clock(config)
+    assert config.custom_hooks == [dict(type='ddetr_plugin.TrainClockHook')]
+    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
+    demo.add_clock(config)
+    assert [h.type for h in config.custom_hooks].count('ddetr_plugin.TrainClockHook') == 1
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('max_iters', 'give --iters'),
+        ('num_queries', r'set it where it is used: model\.query_head\.num_queries$'),
+        ('embed_dims', r'used: model\.encoder\.embed_dims, .*, \.\.\.$'),
+        ('modle.backbone.pretrained', 'what is read is .*model, '),
+        ('work_dir', 'give --work-dir'),
+    ],
+)
+def test_an_override_that_nothing_reads_is_refused(key, message):
+    with pytest.raises(ValueError, match=f'{key} would have no effect.*{message}'):
+        demo.read_config(demo.CUSTOM_CONFIG, {key: 7}, Path('work'))
+
+
+@pytest.mark.parametrize('iters', [1, 2, 40, 140, 1400, 2801])
+def test_iters_sets_loop_schedule_and_intervals(iters):
+    before = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
+    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'), iters)
+    factor = iters / before.train_cfg.max_iters
+    interval = max(1, round(350 * factor))
+    warm_up, cosine = config.param_scheduler
+    assert config.train_cfg.max_iters == cosine.end == iters
+    assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == interval
+    assert config.default_hooks.logger.interval == min(50, max(1, round(50 * factor)))
+    assert (warm_up.begin, warm_up.end) == (0, max(1, round(50 * factor)))
+    assert cosine.begin == round(50 * factor) and cosine.T_max == iters - cosine.begin > 0
+    if iters == 1400:
+        assert config.to_dict() == before.to_dict()
+    # The learning rate ends where it does in the whole training.
+    weights = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(weights.parameters(), lr=1.0)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in (warm_up, cosine)]
+    for _ in range(iters):
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    if iters > 100:
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_iters_and_max_iters_together_are_refused(monkeypatch):
+    options = ['--iters', '3', '--cfg-options', 'train_cfg.max_iters=4']
+    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', *options])
+    with pytest.raises(SystemExit, match='--iters and train_cfg.max_iters say the same'):
+        demo.main()
+
+
+def test_the_scales_of_all_pipelines_are_checked():
+    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
+    assert set(demo.config_scales(config)) == {(s, s) for s in (320, 352, 384, 416)}
+    config = demo.read_config(demo.DEMO_CONFIG, None, Path('work'))
+    assert set(demo.config_scales(config)) == {(192, 192)}
 
 
 def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tmp_path):

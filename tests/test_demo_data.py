@@ -33,34 +33,54 @@ def test_another_seed_gives_other_scenes(scenes, tmp_path):
     assert (scenes / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()
 
 
-def test_existing_scenes_are_kept_and_foreign_folders_are_refused(scenes, tmp_path):
+def test_existing_scenes_are_kept_and_made_anew_from_another_recipe(scenes, tmp_path):
     assert not make_demo_data.make(scenes, train=60, val=20)
     assert make_demo_data.make(tmp_path / 'demo', train=2, val=1)
     assert make_demo_data.make(tmp_path / 'demo', train=1, val=1)
     assert len(read(tmp_path / 'demo', 'train')['images']) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ['demo']
 
 
-@pytest.mark.parametrize('recipe', [None, '{"dish": "soup"}', '["version"]', 'two onions', ''])
-def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, recipe):
-    folder = tmp_path / 'mine'
+@pytest.mark.parametrize(
+    'stamp',
+    [
+        None,
+        '{"dish": "soup"}',
+        '{"version": 2, "train": 1, "val": 1, "seed": 0, "dish": "soup"}',
+        '{"version": "two", "train": [], "val": {}, "seed": null}',
+        '["version", "train", "val", "seed"]',
+        'two onions',
+        '',
+    ],
+)
+@pytest.mark.parametrize('name', ['demo', 'demo.part'])
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, name, stamp):
+    folder = tmp_path / name
     folder.mkdir()
     (folder / 'precious.jpg').write_bytes(b'picture')
-    if recipe is not None:
-        (folder / 'recipe.json').write_text(recipe)
-    with pytest.raises(FileExistsError, match='not made by this tool'):
-        make_demo_data.make(folder, train=1, val=1)
+    if stamp is not None:
+        (folder / 'recipe.json').write_text(stamp)
+    with pytest.raises(FileExistsError, match=f'{name} exists and was not made by'):
+        make_demo_data.make(tmp_path / 'demo', train=1, val=1)
     assert (folder / 'precious.jpg').read_bytes() == b'picture'
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_tool_says_what_to_do_about_a_foreign_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['make_demo_data.py', '--out', str(tmp_path)])
+    with pytest.raises(SystemExit, match='error: .*remove it, or name another folder with --out'):
+        make_demo_data.main()
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(make_demo_data, 'write_split', interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_demo_data, 'write_split', interrupt)
         make_demo_data.make(tmp_path / 'demo', train=2, val=1)
     assert not (tmp_path / 'demo').exists()
+    assert make_demo_data.make(tmp_path / 'demo', train=2, val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
 
 
 def test_scenes_are_as_varied_as_promised(scenes):

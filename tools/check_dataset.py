@@ -10,14 +10,17 @@ train/, train2017/, beside the annotation file, or in the folder itself.
 """
 
 import argparse
+import io
 import json
 import math
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from PIL import Image
 
 ANNOTATION_FILES = (
@@ -29,8 +32,7 @@ ANNOTATION_FILES = (
     '{}.json',
 )
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test')}
-DECODED = 1000  # pictures of a split that are decoded; of the others only the header is read
-THINNEST = 100  # one side over the other; nothing would be left of a thinner one
+SCALES = ((320, 320),)  # the smallest that configs/*_custom.py resizes to
 SHOWN = 5  # findings of a kind that are printed
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations with width and height exchanged
@@ -122,8 +124,8 @@ def find_images(folder, alias, ann_file, content):
     return max(candidates, key=lambda c: sum((c / name).is_file() for name in names))
 
 
-def check_split(split):
-    """All findings of one split."""
+def check_split(split, scales=SCALES):
+    """All findings of one split; `scales` as for `check_folder`."""
     findings = []
 
     def report(level, kind, where, remedy):
@@ -140,24 +142,34 @@ def check_split(split):
                     f'id {entry_id}, {count} times',
                     'give every entry a unique id',
                 )
-        kinds = {type(entry['id']).__name__ for entry in content[key]}
-        if len(kinds) > 1:
-            report('error', f'ids of {key} of several kinds', ', '.join(sorted(kinds)), 'use one')
+        texts = [entry_id for entry_id in ids if isinstance(entry_id, str)]
+        if 0 < len(texts) < len(ids):
+            report(
+                'error',
+                f'{key} with ids of two kinds',
+                f'some are numbers, others text such as {texts[0]!r}',
+                'write all as integers, and what refers to them, too',
+            )
     for annotation in content['annotations']:
-        # pycocotools takes 0 for "no match" and computes with the others.
-        if not isinstance(annotation['id'], int) or annotation['id'] < 1:
+        if type(annotation['id']) is not int or annotation['id'] < 1:
             report(
                 'error',
                 'annotation ids that are not positive integers',
-                f'id {annotation["id"]!r}',
-                'number the annotations from 1: others falsify the mAP, or end its computation',
+                f'annotation id {annotation["id"]!r}',
+                'number the annotations 1, 2, 3, ...: to pycocotools, a box found with id 0 is a '
+                'box missed, and other kinds of ids fail',
             )
     names = Counter(category['name'] for category in content['categories'])
     for name, count in names.items():
         if count > 1:
             report('error', 'class names not unique', f'{name!r}', 'name every category once')
-    if not content['annotations']:
-        report('error', 'no boxes at all', str(split.ann_file), 'is this the right file?')
+    if not any(map(is_scored, content['annotations'])):
+        report(
+            'error',
+            'no boxes at all',
+            f'{split.ann_file} (regions of crowds do not count)',
+            'is this the right file?',
+        )
     used = {annotation['category_id'] for annotation in content['annotations']}
     for category in content['categories'] if split.name == 'train' else ():
         if category['id'] not in used:
@@ -177,8 +189,15 @@ def check_split(split):
             )
     images = {image['id']: image for image in content['images']}
     check_boxes(content, images, report)
-    check_pictures(split, report)
+    check_pictures(split, report, scales)
     return findings
+
+
+def is_scored(annotation):
+    """Whether a detection can match the annotation: it has a box, and is no region of a crowd."""
+    box = annotation.get('bbox')
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, NUMBER) for v in box)
+    return numbers and box[2] > 0 and box[3] > 0 and not annotation.get('iscrowd')
 
 
 def check_boxes(content, images, report):
@@ -259,55 +278,81 @@ def check_boxes(content, images, report):
         )
 
 
-def check_pictures(split, report):
+def check_pictures(split, report, scales):
     """Reports pictures that are missing, broken, or of another size than the annotations say."""
-    for number, image in enumerate(split.content['images']):
-        path = split.image_folder / image['file_name']
-        if not path.is_file():
-            report(
+    # Decoding is what takes time, and happens outside of Python.
+    with ThreadPoolExecutor() as pool:
+        for found in pool.map(
+            lambda image: check_picture(split, image, scales), split.content['images']
+        ):
+            if found:
+                report(*found)
+
+
+def check_picture(split, image, scales):
+    """What is wrong with one picture: the arguments of a report, or None."""
+    path = split.image_folder / image['file_name']
+    if not path.is_file():
+        remedy = f'put it there, or remove picture {image["id"]} from the annotations'
+        return 'error', 'missing pictures', str(path), remedy
+    try:
+        content = path.read_bytes()
+        # OpenCV fills what is missing of a truncated file with grey; Pillow refuses it.
+        with Image.open(io.BytesIO(content)) as picture:
+            size = picture.size
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+            picture.load()
+        # As trainings do.
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+        reason = ' '.join(str(error).split())
+        return 'error', 'broken pictures', f'{path}: {reason}', 'replace or remove it'
+    if decoded is None:
+        return (
+            'error',
+            'pictures that OpenCV cannot read',
+            f'{path}: {picture.format}, mode {picture.mode}',
+            'save it as PNG or JPEG with 8 bits per channel',
+        )
+    # Loading for a training turns pictures upright; boxes drawn without that do not fit.
+    size = size[::-1] if orientation in EXIF_TURNED else size
+    stated = (image['width'], image['height'])
+    if size != stated and size[::-1] == stated and orientation in EXIF_TURNED:
+        return (
+            'error',
+            'pictures that are turned when loaded',
+            f'{path}: EXIF orientation {orientation}, upright {size[0]} x {size[1]}, '
+            f'annotations say {stated[0]} x {stated[1]}',
+            'save it without the EXIF orientation, or turn its boxes with it',
+        )
+    if size != stated:
+        return (
+            'error',
+            'pictures of another size than stated',
+            f'{path}: is {size[0]} x {size[1]}, annotations say {stated[0]} x {stated[1]}',
+            'correct width and height (and the boxes, if they belong to the stated size)',
+        )
+    for scale in scales:
+        if 0 in rescale_size(size, scale):
+            return (
                 'error',
-                'missing pictures',
-                str(path),
-                f'put it there, or remove picture {image["id"]} from the annotations',
+                'pictures that are too thin',
+                f'{path}: of {size[0]} x {size[1]} nothing is left when it is made to fit '
+                f'{scale[0]} x {scale[1]}',
+                'cut it into several, or remove it',
             )
-            continue
-        try:
-            with Image.open(path) as picture:
-                size = picture.size
-                orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-                if number < DECODED:
-                    picture.load()
-            # Pillow refuses truncated files, which OpenCV fills up; OpenCV loads for training.
-            if number < DECODED and cv2.imread(str(path), cv2.IMREAD_COLOR) is None:
-                raise ValueError('OpenCV cannot decode it')
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
-            report('error', 'broken pictures', f'{path}: {error}', 'replace or remove it')
-            continue
-        if max(size) > THINNEST * min(size):
-            report(
-                'error',
-                'pictures too thin to be made smaller',
-                f'{path}: {size[0]} x {size[1]}',
-                'cut it into pieces, or remove it',
-            )
-        # Loading for a training turns pictures upright; boxes drawn without that do not fit.
-        size = size[::-1] if orientation in EXIF_TURNED else size
-        stated = (image['width'], image['height'])
-        if size != stated and size[::-1] == stated and orientation in EXIF_TURNED:
-            report(
-                'error',
-                'pictures that are turned when loaded',
-                f'{path}: EXIF orientation {orientation}, upright {size[0]} x {size[1]}, '
-                f'annotations say {stated[0]} x {stated[1]}',
-                'save it without the EXIF orientation, or turn its boxes with it',
-            )
-        elif size != stated:
-            report(
-                'error',
-                'pictures of another size than stated',
-                f'{path}: is {size[0]} x {size[1]}, annotations say {stated[0]} x {stated[1]}',
-                'correct width and height (and the boxes, if they belong to the stated size)',
-            )
+    return None
+
+
+def rescale_size(size, scale):
+    """Width and height after a resize that keeps the ratio, as mmcv calculates them.
+
+    Args:
+        size: width and height.
+        scale: what neither the longer nor the shorter side may exceed: two numbers in any order.
+    """
+    factor = min(max(scale) / max(size), min(scale) / min(size))
+    return tuple(int(side * factor + 0.5) for side in size)
 
 
 def check_classes(train, val):
@@ -340,11 +385,12 @@ def check_overlap(train, val):
     ]
 
 
-def check_folder(folder):
+def check_folder(folder, scales=SCALES):
     """Finds and checks the splits of a data set.
 
     Args:
         folder: of the data set.
+        scales: (width, height) pairs that pictures are resized to, their ratio kept.
 
     Returns:
         (train Split, val Split or None, list of Findings).
@@ -362,9 +408,9 @@ def check_folder(folder):
             f'{folder} has no training annotations; expected annotations/instances_train.json '
             f'(or one of {", ".join(p.format("train") for p in ANNOTATION_FILES[1:])})'
         )
-    findings = check_split(train)
+    findings = check_split(train, scales)
     if val is not None:
-        findings += check_split(val) + check_classes(train, val) + check_overlap(train, val)
+        findings += check_split(val, scales) + check_classes(train, val) + check_overlap(train, val)
     return train, val, findings
 
 

@@ -5,11 +5,13 @@
 
 Leaves in the work folder (work_dirs/demo/ or work_dirs/<folder name>/): checkpoints, metrics.json,
 curves.png, detections.png and detections/. Interrupted, the same command resumes; when the training
-is complete it only evaluates and draws again.
+is complete it only evaluates and draws again. training.json says what the training is on and how it
+is done: with other data or settings, the tool stops instead of resuming or evaluating it.
 """
 
 import argparse
 import hashlib
+import inspect
 import json
 import random
 import re
@@ -19,46 +21,81 @@ from pathlib import Path
 import check_dataset
 import make_demo_data
 import report
+from check_dataset import is_scored
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.engine.launch import (
-    add_config_overrides,
-    build_runner,
-    load_config,
-    warn_of_unread,
-)
+from ddetr_plugin.engine.launch import add_config_overrides, build_runner, load_config
+
+# isort: split
+from mmengine.runner import Runner
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 DEMO_CONFIG = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
 CUSTOM_CONFIG = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_custom.py'
 DEMO_DATA = Path('data/demo')
+NEEDED = (
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'val_evaluator',
+    'test_evaluator',
+    'train_cfg',
+    'optim_wrapper',
+    'default_hooks',
+)  # of a config
+SETTINGS = (
+    'model',
+    'train_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'custom_hooks',
+    'randomness',
+    'load_from',
+)  # of a config: other ones make another training
+# What a Runner reads of a config; everything else is a variable of the file.
+READ = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg', 'work_dir'} | {
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+}
+# Options that say what a variable of the configs here, or of all configs, seems to say.
+OPTIONS = dict(
+    max_iters='give --iters',
+    eval_interval='set train_cfg.val_interval and default_hooks.checkpoint.interval',
+    work_dir='give --work-dir',
+    data_root='give --data',
+)
+WORKER_SETTINGS = ('num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory')
 
 
-def split_off_validation(train, work_dir):
+def split_off_validation(train):
     """Takes a fifth of the training pictures, drawn with a fixed seed, for validation.
 
-    Pictures with boxes and without are drawn apart, so that there is something to find in both
-    parts. The user's folder is left alone: both parts are written to `work_dir`.
+    Of the pictures with boxes, and of those without, a fifth each. Nothing is written.
 
     Returns:
         (train, val), as check_dataset.Split.
 
     Raises:
-        SystemExit: there are not two pictures with boxes.
+        SystemExit: there are no two pictures with boxes.
     """
-    images = sorted(train.content['images'], key=lambda image: image['id'])
-    with_boxes = {annotation['image_id'] for annotation in train.content['annotations']}
+    with_boxes = {a['image_id'] for a in train.content['annotations'] if is_scored(a)}
+    if len(with_boxes) < 2:
+        sys.exit(
+            f'error: {train.ann_file} has boxes on one picture only, but training and validation '
+            'need one each. Annotate more pictures, or add annotations/instances_val.json'
+        )
+    ids = {image['id'] for image in train.content['images']}
     held_out = set()
-    for annotated in (True, False):
-        part = [i['id'] for i in images if (i['id'] in with_boxes) == annotated]
-        if annotated and len(part) < 2:
-            sys.exit(
-                f'error: {len(part)} picture with boxes cannot be split into training and '
-                'validation; annotate more'
-            )
-        random.Random(0).shuffle(part)
-        held_out.update(part[: max(int(annotated), len(part) // 5)])
-    work_dir.mkdir(parents=True, exist_ok=True)
+    for part, least in ((with_boxes, 1), (ids - with_boxes, 0)):
+        drawn = sorted(part)
+        random.Random(0).shuffle(drawn)
+        held_out.update(drawn[: max(least, len(drawn) // 5)])
     splits = []
     for name, wanted in (('train', False), ('val', True)):
         content = dict(
@@ -68,50 +105,180 @@ def split_off_validation(train, work_dir):
                 a for a in train.content['annotations'] if (a['image_id'] in held_out) == wanted
             ],
         )
-        ann_file = work_dir / f'instances_{name}.json'
-        ann_file.write_text(json.dumps(content))
-        splits.append(train._replace(name=name, ann_file=ann_file, content=content))
+        splits.append(train._replace(name=name, content=content))
     return splits
 
 
-def find_data(folder, work_dir):
-    """The checked splits of a data set.
+def find_data(folder, scales):
+    """The checked splits of a data set; both name the same file if one was split off the other.
+
+    Args:
+        folder: of the data set.
+        scales: that its pictures are resized to, see `config_scales`.
 
     Raises:
+        OSError or ValueError: there is no data set in `folder`.
         SystemExit: something stands in the way of a training; it has been printed.
     """
     print(f'Checking {folder}')
-    try:
-        train, val, findings = check_dataset.check_folder(folder)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    train, val, findings = check_dataset.check_folder(folder, scales)
     if check_dataset.print_findings(findings):
         sys.exit('Correct the errors above, then run the same command again.')
     if val is None:
-        train, val = split_off_validation(train, work_dir)
+        train, val = split_off_validation(train)
         print(
             'There are no validation annotations (annotations/instances_val.json): a fifth of '
-            f'the training pictures is held out instead, see {val.ann_file}'
+            'the training pictures is held out instead'
         )
     print(check_dataset.describe(train))
     print(check_dataset.describe(val))
     return train, val
 
 
+def read_config(path, overrides, work_dir, iters=None):
+    """The config of a training that counts iterations, for `iters` of them if given.
+
+    Raises:
+        OSError: there is no such file, or it is no config.
+        ValueError: it is a config of another kind, or `overrides` do not fit it.
+    """
+    try:
+        config = load_config(path, overrides, work_dir)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f'{path} and --cfg-options do not go together: {error}') from error
+    except SyntaxError as error:
+        raise ValueError(f'config {path} is not valid Python: {error}') from error
+    missing = [part for part in NEEDED if part not in config]
+    if missing:
+        raise ValueError(
+            f'config {path} has no {", ".join(missing)}; a training with validation needs '
+            f'{", ".join(NEEDED)}'
+        )
+    loop = config.train_cfg
+    if loop.get('type') != 'IterBasedTrainLoop' or 'max_iters' not in loop:
+        raise ValueError(
+            f'config {path} does not count iterations (train_cfg is {dict(loop)}), but '
+            "tools/demo.py does: set train_cfg = dict(type='IterBasedTrainLoop', max_iters=..., "
+            'val_interval=...), or train with tools/train.py'
+        )
+    if config.default_hooks.get('checkpoint', {}).get('by_epoch', True):
+        raise ValueError(
+            f'config {path} writes checkpoints by epoch, but tools/demo.py resumes by iteration: '
+            'set by_epoch=False and an interval of iterations in default_hooks.checkpoint'
+        )
+    for key in overrides or ():
+        refuse_unread(key, config)
+    if iters is not None:
+        if 'train_cfg.max_iters' in (overrides or ()):
+            raise ValueError('--iters and train_cfg.max_iters say the same; give one of them')
+        set_iterations(config, iters)
+    return config
+
+
+def refuse_unread(key, config):
+    """Raises ValueError where a dotted key of --cfg-options is one that nothing reads.
+
+    A config file's variables are values of the config, too, but were used when it was read.
+    """
+    first, _, rest = key.partition('.')
+    if first in READ or 'runner_type' in config:
+        return
+    advice = OPTIONS.get(first)
+    if not advice:
+        places = [] if rest else find_key(config.to_dict(), first)
+        shown = places[: check_dataset.SHOWN]
+        more = ', ...' if len(places) > len(shown) else ''
+        advice = f'set it where it is used: {", ".join(shown)}{more}'
+        if not places:
+            advice = f'what is read is {", ".join(sorted(READ))}'
+    raise ValueError(f'--cfg-options {key} would have no effect, as nothing reads it; {advice}')
+
+
+def find_key(value, name, path=''):
+    """The dotted paths of a key that occurs below the parts of a config that are read."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, child in value.items():
+        if path or key in READ:
+            here = f'{path}.{key}' if path else str(key)
+            found += [here] * (key == name) + find_key(child, name, here)
+    return found
+
+
+def set_iterations(config, iters):
+    """Makes a training longer or shorter: loop, schedules and intervals in proportion."""
+    factor = iters / config.train_cfg.max_iters
+
+    def scaled(number):
+        return max(1, round(number * factor))
+
+    config.train_cfg.max_iters = iters
+    if 'val_interval' in config.train_cfg:
+        config.train_cfg.val_interval = scaled(config.train_cfg.val_interval)
+    hooks = config.default_hooks
+    if hooks.checkpoint.get('interval', -1) > 0:
+        hooks.checkpoint.interval = scaled(hooks.checkpoint.interval)
+    if 'interval' in hooks.get('logger', ()):
+        hooks.logger.interval = min(hooks.logger.interval, scaled(hooks.logger.interval))
+    schedules = config.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        whole = schedule.get('T_max') == schedule.get('end', 0) - schedule.get('begin', 0)
+        if schedule.get('begin'):
+            # It may become 0, where a training of one iteration begins.
+            schedule.begin = round(schedule.begin * factor)
+        for name in ('end', 'T_max', 'step_size', 'total_iters'):
+            if name in schedule:
+                schedule[name] = scaled(schedule[name])
+        if whole:
+            schedule.T_max = schedule.end - schedule.get('begin', 0)
+        if 'milestones' in schedule:
+            schedule.milestones = [scaled(milestone) for milestone in schedule.milestones]
+
+
+def add_clock(config):
+    """Adds the hook that counts train_seconds where a config does without."""
+    hooks = config.get('custom_hooks') or []
+    if not any(hook['type'] in ('ddetr_plugin.TrainClockHook', 'TrainClockHook') for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type='ddetr_plugin.TrainClockHook')]
+
+
+def config_scales(config):
+    """The (width, height) pairs that a config's pipelines resize pictures to."""
+    scales = []
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for step in config[loader].dataset.get('pipeline', ()):
+            if 'Resize' in step['type'] and step.get('keep_ratio'):
+                scales += step.get('scales') or [step['scale']] * ('scale' in step)
+    return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
+
+
+def dataset_settings(split, classes):
+    """What says which data a dataset loads; `classes` are names."""
+    return dict(
+        data_root='',
+        ann_file=str(split.ann_file.resolve()),
+        data_prefix=dict(img=str(split.image_folder.resolve()) + '/'),
+        metainfo=dict(classes=classes),
+    )
+
+
+def class_names(split):
+    """The names of a split's classes, in the order of their labels."""
+    return tuple(category['name'] for category in split.content['categories'])
+
+
 def fill_in(config, train, val):
     """Puts files and classes into a config that was just read from its file."""
-    classes = tuple(category['name'] for category in train.content['categories'])
+    classes = class_names(train)
     for loader, split in (
         ('train_dataloader', train),
         ('val_dataloader', val),
         ('test_dataloader', val),
     ):
-        config[loader].dataset.update(
-            data_root='',
-            ann_file=str(split.ann_file.resolve()),
-            data_prefix=dict(img=str(split.image_folder.resolve()) + '/'),
-            metainfo=dict(classes=classes),
-        )
+        config[loader].dataset.update(dataset_settings(split, classes))
     for evaluator in ('val_evaluator', 'test_evaluator'):
         config[evaluator].ann_file = str(val.ann_file.resolve())
     config.model.bbox_head.num_classes = len(classes)
@@ -119,73 +286,74 @@ def fill_in(config, train, val):
         config.model.query_head.num_classes = len(classes)
 
 
-def set_iterations(config, iterations):
-    """Makes a training of another length: its loop, schedule, validations and checkpoints."""
-    before, interval = config.train_cfg.max_iters, config.train_cfg.val_interval
-    interval = max(1, iterations * interval // before)
-    config.train_cfg.update(max_iters=iterations, val_interval=interval)
-    config.default_hooks.checkpoint.interval = interval
-    for schedule in config.param_scheduler:
-        to_the_end = schedule.end == before
-        schedule.begin = min(schedule.begin, iterations // 2)
-        schedule.end = iterations if to_the_end else min(schedule.end, iterations // 2)
-        if 'T_max' in schedule:
-            schedule.T_max = schedule.end - schedule.begin
-
-
-def prepare_config(file, work_dir, overrides, iterations):
-    """The config of a file, with what this tool needs.
-
-    Raises:
-        SystemExit: there is none, or it is of another kind.
-    """
-    try:
-        config = load_config(file, work_dir=work_dir)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
-    if config.get('train_cfg', {}).get('type') != 'IterBasedTrainLoop':
-        sys.exit(
-            f'error: the config for this tool counts iterations, but train_cfg of {file} is '
-            f'{config.get("train_cfg")}; start from {CUSTOM_CONFIG.name}, or use tools/train.py'
+def describe_data(train, val):
+    """What a training is on, for `check_same_training`."""
+    described = dict(classes=class_names(train))
+    for name, split in (('training', train), ('validation', val)):
+        content = json.dumps(split.content, sort_keys=True).encode()
+        described[f'{name} data'] = dict(
+            annotations=str(split.ann_file.resolve()),
+            content=f'sha256 {hashlib.sha256(content).hexdigest()}',
+            pictures=str(split.image_folder.resolve()),
         )
-    if iterations is not None:
-        set_iterations(config, iterations)
-    hooks = config.get('custom_hooks', [])
-    if not any(hook['type'] == 'ddetr_plugin.TrainClockHook' for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type='ddetr_plugin.TrainClockHook')]
-    warn_of_unread(config, overrides)
-    return config
+    return described
 
 
-def what_is_trained(data, train, config):
-    """What must be the same for a training to be gone on with or evaluated, by name."""
-    annotations = json.dumps(train.content, sort_keys=True).encode()
-    return {
-        'the data': str(data.resolve()),
-        'the training annotations': hashlib.sha256(annotations).hexdigest(),
-        'the classes': list(config.train_dataloader.dataset.metainfo.classes),
-        **{
-            f'{key} of the config': json.loads(json.dumps(config.get(key), default=str))
-            for key in ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'randomness')
-        },
-        'the batch size': config.train_dataloader.batch_size,
-        'the pipeline': json.loads(json.dumps(config.train_dataloader.dataset.pipeline)),
+def describe_settings(config, train):
+    """The settings of a config that its weights depend on, for `check_same_training`."""
+    settings = {name: config.get(name) for name in SETTINGS}
+    filled_in = dataset_settings(train, class_names(train))
+    loader = {k: v for k, v in config.train_dataloader.items() if k not in WORKER_SETTINGS}
+    loader['dataset'] = {
+        k: v for k, v in loader['dataset'].items() if k not in filled_in or v != filled_in[k]
     }
+    return dict(settings, train_dataloader=loader)
 
 
-def check_same_training(work_dir, wanted):
-    """Stops where the work folder belongs to another training than the one that is asked for."""
+def find_differences(before, now, name=''):
+    """Lines that name the values which are not the same in two nested dicts and lists."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        keys = range(len(now))
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    elif before == now:
+        return []
+    else:
+        texts = [str(value) for value in (before, now)]
+        before, now = (text if len(text) <= 100 else f'{text[:97]}...' for text in texts)
+        return [f'{name}: was {before}, now {now}']
+    lines = []
+    for key in keys:
+        path = f'{name}.{key}' if name else str(key)
+        lines += find_differences(before.get(key), now.get(key), path)
+    return lines
+
+
+def check_same_training(work_dir, training):
+    """Stops where the work folder holds checkpoints of another training.
+
+    Args:
+        work_dir: gets training.json, or has it from an earlier run.
+        training: dict of what the training is on and how it is done.
+    """
     stated = work_dir / 'training.json'
-    if stated.exists():
-        found = json.loads(stated.read_text())
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if differing:
+    training = json.loads(json.dumps(training, default=str))
+    if last_checkpoint(work_dir)[0]:
+        try:
+            differences = find_differences(json.loads(stated.read_text()), training)
+        except (OSError, ValueError):
+            differences = [f'{stated} is missing or cannot be read: on what, nobody knows']
+        if differences:
+            shown = differences[: check_dataset.SHOWN]
+            if len(differences) > len(shown):
+                shown.append(f'... and {len(differences) - len(shown)} more')
+            lines = '\n    '.join(shown)
             sys.exit(
-                f'error: {work_dir} holds another training: {", ".join(differing)} differ. Remove '
-                'it, or name another folder with --work-dir'
+                f'error: {work_dir} holds another training:\n    {lines}\n'
+                'Remove it, or name another folder with --work-dir'
             )
-    work_dir.mkdir(parents=True, exist_ok=True)
-    stated.write_text(json.dumps(wanted, indent=1))
+    stated.write_text(json.dumps(training, indent=1) + '\n')
 
 
 def last_checkpoint(work_dir):
@@ -202,7 +370,8 @@ def train_and_test(config, work_dir):
     """Trains, or goes on training, or only loads; then evaluates.
 
     Returns:
-        dict: bbox_mAP and its kin, train_seconds (validations included), iterations.
+        dict: bbox_mAP and its kin, train_seconds (validations included), and iterations, those
+            of the weights that were evaluated.
     """
     max_iters = config.train_cfg.max_iters
     path, iteration = last_checkpoint(work_dir)
@@ -218,24 +387,33 @@ def train_and_test(config, work_dir):
             runner.train()
         except KeyboardInterrupt:
             sys.exit('\nInterrupted. The same command resumes from the last checkpoint.')
+        iteration = runner.iter
+        seconds = runner.message_hub.get_info('train_seconds')
     else:
         print(f'The training is complete; evaluating {path}')
         runner = build_runner(config)
-        # The Runner takes over weights only; the clock is in the checkpoint beside them. That
-        # was written before the last validation, which metrics.json has counted.
-        clock = runner.load_checkpoint(path)['message_hub']['runtime_info']
-        stated = work_dir / 'metrics.json'
-        known = json.loads(stated.read_text()) if stated.exists() else clock
-        runner.message_hub.update_info('train_seconds', known['train_seconds'])
+        # The Runner takes over weights only; clock and iteration are in the checkpoint beside them.
+        checkpoint = runner.load_checkpoint(path)
+        iteration = checkpoint['meta']['iter']
+        seconds = checkpoint['message_hub']['runtime_info']['train_seconds']
+        # The checkpoint was written before the last validation; the run that trained timed it.
+        seconds = earlier_seconds(work_dir, iteration) or seconds
     results = runner.test()
     metrics = {
         name.removeprefix('coco/'): value
         for name, value in results.items()
         if name.startswith('coco/')
     }
-    metrics['train_seconds'] = round(runner.message_hub.get_info('train_seconds'), 1)
-    metrics['iterations'] = last_checkpoint(work_dir)[1]
-    return metrics
+    return dict(metrics, train_seconds=round(seconds, 1), iterations=iteration)
+
+
+def earlier_seconds(work_dir, iterations):
+    """The train_seconds that an earlier run wrote for as many iterations; None without one."""
+    try:
+        metrics = json.loads((work_dir / 'metrics.json').read_text())
+        return metrics['train_seconds'] if metrics['iterations'] == iterations else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def main():
@@ -243,26 +421,39 @@ def main():
     parser.add_argument('--data', type=Path, help='your own data set; default: the demo scenes')
     parser.add_argument('--config', help='default: the demo or the custom config in configs/')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the data>')
-    parser.add_argument('--iters', type=int, help="length of the training; default: the config's")
+    parser.add_argument('--iters', type=int, help='length of the training, schedule included')
     add_config_overrides(parser)
     args = parser.parse_args()
-    if args.iters is not None and args.iters < 2:
-        parser.error(f'--iters must be at least 2, got {args.iters}')
+    if args.iters is not None and args.iters < 1:
+        parser.error(f'--iters takes a number of iterations from 1 on, got {args.iters}')
 
     data = args.data or DEMO_DATA
     work_dir = args.work_dir or Path('work_dirs') / data.resolve().name
-    default = CUSTOM_CONFIG if args.data else DEMO_CONFIG
-    overrides = args.cfg_options or {}
-    config = prepare_config(args.config or default, work_dir, overrides, args.iters)
+    path = args.config or (CUSTOM_CONFIG if args.data else DEMO_CONFIG)
     try:
+        config = read_config(path, args.cfg_options, work_dir, args.iters)
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
-    except OSError as error:
+        train, val = find_data(data, config_scales(config))
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    train, val = find_data(data, work_dir)
+    training = describe_data(train, val)
+    held_out = train.ann_file == val.ann_file
+    if held_out:
+        # The user's folder is left alone.
+        train, val = (
+            s._replace(ann_file=work_dir / f'instances_{s.name}.json') for s in (train, val)
+        )
     fill_in(config, train, val)
-    config.merge_from_dict(overrides)
-    check_same_training(work_dir, what_is_trained(data, train, config))
+    # Once more: what is said explicitly goes before what was filled in.
+    config.merge_from_dict(args.cfg_options or {})
+    add_clock(config)
+    check_same_training(work_dir, dict(training, **describe_settings(config, train)))
+    if held_out:
+        for split in (train, val):
+            split.ann_file.write_text(json.dumps(split.content))
+        print(f'What is trained on and what is held out: {train.ann_file}, {val.ann_file}')
 
     metrics = train_and_test(config, work_dir)
     (work_dir / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -25,6 +24,7 @@ MAX_DIGITS = 8
 EMPTY = 0.06  # share of scenes without digits
 MAX_COVERED = 0.25  # of the smaller of two boxes by the other
 VERSION = 2  # of the recipe; another number makes the data anew
+STAMP = 'recipe.json'  # in a folder of this tool: what it was made from
 
 
 def draw_clutter(rng):
@@ -153,6 +153,16 @@ def write_split(folder, split, count, seed, scans, labels):
     path.write_text(json.dumps(content))
 
 
+def read_stamp(folder):
+    """The recipe that this tool has made `folder` from; None if it is not this tool's."""
+    try:
+        recipe = json.loads((folder / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+    own = isinstance(recipe, dict) and recipe.keys() == {'version', 'train', 'val', 'seed'}
+    return recipe if own and all(type(value) is int for value in recipe.values()) else None
+
+
 def make(out, train=4000, val=300, seed=0):
     """Makes the data set at `out`, unless it is there already.
 
@@ -160,46 +170,34 @@ def make(out, train=4000, val=300, seed=0):
         Whether anything was made.
 
     Raises:
-        FileExistsError: `out` exists and was not made by this tool.
+        FileExistsError: `out`, or the folder `<out>.part` that it is prepared in, exists and was
+            not made by this tool. Nothing was touched.
     """
     out = Path(out)
+    part = out.with_name(out.name + '.part')
     recipe = dict(version=VERSION, train=train, val=val, seed=seed)
-    if out.exists():
-        found = read_recipe(out / 'recipe.json')
-        if found == recipe:
-            return False
-        if found is None or found.keys() != recipe.keys():
+    if read_stamp(out) == recipe:
+        return False
+    for folder in (out, part):
+        if os.path.lexists(folder) and read_stamp(folder) is None:
             raise FileExistsError(
-                f'{out} exists and was not made by this tool; move it away, or name another folder'
+                f'{folder} exists and was not made by tools/make_demo_data.py: there is no '
+                f'{STAMP} of that tool in it. Move it away or remove it'
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed, so that an interrupted run leaves nothing half done there.
-    part = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
-    try:
-        for name in ('images', 'annotations'):
-            (part / name).mkdir()
-        digits = load_digits()
-        scans, labels = (digits.images / 16).astype(np.float32), digits.target
-        order = np.random.default_rng(seed).permutation(len(scans))
-        held_out, rest = np.split(order, [len(order) // 5])
-        write_split(part, 'train', train, seed, scans[rest], labels[rest])
-        write_split(part, 'val', val, seed, scans[held_out], labels[held_out])
-        (part / 'recipe.json').write_text(json.dumps(recipe))
-        part.chmod(0o755)  # mkdtemp's are private
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
+    for name in ('images', 'annotations'):
+        (part / name).mkdir(parents=True)
+    # First: what an interruption leaves behind is known as this tool's by it.
+    (part / STAMP).write_text(json.dumps(recipe))
+    digits = load_digits()
+    scans, labels = (digits.images / 16).astype(np.float32), digits.target
+    order = np.random.default_rng(seed).permutation(len(scans))
+    held_out, rest = np.split(order, [len(order) // 5])
+    write_split(part, 'train', train, seed, scans[rest], labels[rest])
+    write_split(part, 'val', val, seed, scans[held_out], labels[held_out])
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(part, out)
     return True
-
-
-def read_recipe(path):
-    """The dict in a recipe file of this tool; None for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def main():
@@ -212,7 +210,9 @@ def main():
     try:
         made = make(args.out, args.train, args.val, args.seed)
     except FileExistsError as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {error}, or name another folder with --out')
+    except OSError as error:
+        sys.exit(f'error: {args.out} cannot be made: {error}')
     print(f'{args.out}: {"made" if made else "is there already"}')
 
 

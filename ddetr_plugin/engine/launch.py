@@ -3,6 +3,7 @@
 The functions that change a config are given one that `load_config` has just read from its file.
 """
 
+import atexit
 import ctypes
 import inspect
 import os
@@ -178,6 +179,8 @@ def _join_gloo_processes(config):
         raise LaunchError('--launcher pytorch works under torchrun only (RANK is not set)')
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+        # Its threads must end before the interpreter does, which else may abort.
+        atexit.register(_leave_processes)
     # As Runner's default, except device_ids, which must be None for a model on the CPU.
     wrapper = dict(
         type='MMDistributedDataParallel',
@@ -188,6 +191,11 @@ def _join_gloo_processes(config):
     if wrapper['type'].endswith('DistributedDataParallel'):
         wrapper['device_ids'] = None
     config.model_wrapper_cfg = wrapper
+
+
+def _leave_processes():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def keep_freed_memory():
