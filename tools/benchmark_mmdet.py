@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from benchmarking import environment, measure, publish
+from benchmarking import environment, measure, publish, random_batch
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 from ddetr_plugin.ops import replace_mmcv_op
@@ -25,8 +25,6 @@ CONFIGS = {
     'dino': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
     'mask2former': 'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
 }
-NUM_CLASSES = 80
-OBJECTS = 8
 # Losses are sums over thousands of float32 samples, in another order; matching is discrete, but
 # the two paths differ by far less than the costs of two pairs do.
 TOLERANCE = 1e-3
@@ -49,40 +47,6 @@ def build(name, device):
     model.init_weights()
     logging.disable(logging.NOTSET)
     return model.to(device).train()
-
-
-def make_batch(batch, height, width, device):
-    """Random pictures, each with `OBJECTS` boxes and the masks that fill them."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
-
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(batch, 3, height, width, generator=generator).to(device)
-    samples = []
-    for _ in range(batch):
-        # Corners at least a tenth of the picture apart.
-        low = torch.rand(OBJECTS, 2, generator=generator) * 0.6
-        extent = torch.rand(OBJECTS, 2, generator=generator) * 0.3 + 0.1
-        boxes = torch.cat([low, low + extent], dim=1) * torch.tensor([width, height] * 2)
-        masks = torch.zeros(OBJECTS, height, width, dtype=torch.uint8)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
-            mask[top:bottom, left:right] = 1
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=(height, width),
-                ori_shape=(height, width),
-                batch_input_shape=(height, width),
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        sample.gt_instances = InstanceData(
-            bboxes=boxes.to(device),
-            labels=torch.randint(NUM_CLASSES, (OBJECTS,), generator=generator).to(device),
-            masks=BitmapMasks(masks.numpy(), height, width),
-        )
-        samples.append(sample)
-    return inputs, samples
 
 
 def training_step(model, inputs, samples, context):
@@ -133,7 +97,7 @@ def main():
     print(f'{"model":18} {"operator":8} {"median ms":>10} {"times ours":>11}')
     for name in options.models:
         model = build(name, options.device)
-        inputs, samples = make_batch(options.batch, *options.size, options.device)
+        inputs, samples = random_batch(options.batch, *options.size, options.device)
         contexts = {'mmcv': nullcontext, 'ours': replace_mmcv_op}
         calls = {
             path: lambda m=model, i=inputs, s=samples, c=context: training_step(m, i, s, c)

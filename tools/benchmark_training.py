@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarking import environment, milliseconds, publish
+from benchmarking import environment, milliseconds, publish, random_batch
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
@@ -81,7 +81,6 @@ SIZES = {
     'r50-800x1333-2': ({}, 2, (800, 1333)),
     'r50-800x1333-4': ({}, 4, (800, 1333)),
 }
-OBJECTS = 8
 # Relative, of float32 losses and scores.
 TOLERANCE = 1e-4
 
@@ -119,34 +118,6 @@ def build_pair(config, device):
     theirs.load_state_dict(export(ours.state_dict(), 'mmdet'))
     logging.disable(logging.NOTSET)
     return {'ours': ours.to(device), 'mmdet': theirs.to(device)}
-
-
-def make_batch(batch, height, width, device, seed=0):
-    """Random pictures, each with `OBJECTS` boxes."""
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(batch, 3, height, width, generator=generator).to(device)
-    samples = []
-    for _ in range(batch):
-        low = torch.rand(OBJECTS, 2, generator=generator) * 0.6
-        extent = torch.rand(OBJECTS, 2, generator=generator) * 0.3 + 0.1
-        boxes = torch.cat([low, low + extent], dim=1) * torch.tensor([width, height] * 2)
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=(height, width),
-                ori_shape=(height, width),
-                batch_input_shape=(height, width),
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        sample.gt_instances = InstanceData(
-            bboxes=boxes.to(device),
-            labels=torch.randint(80, (OBJECTS,), generator=generator).to(device),
-        )
-        samples.append(sample)
-    return inputs, samples
 
 
 def without_dropout(model):
@@ -268,7 +239,7 @@ def work(options):
     setup = json.loads(options.setup)
     config = model_from(setup)
     model = build_pair(config, 'cpu')[options.worker].to(options.device)
-    inputs, samples = make_batch(setup['batch'], *setup['shape'], options.device)
+    inputs, samples = random_batch(setup['batch'], *setup['shape'], options.device)
     clock = Clock(options.device)
     if options.inference:
         model.eval()
@@ -356,7 +327,7 @@ def measure_memory(options):
         config.encoder.layer.with_cp = config.decoder.layer.with_cp = True
     model = build_pair(config, 'cpu')[options.memory_of].to(options.device).train()
     _, batch, (height, width) = SIZES[size]
-    inputs, samples = make_batch(batch, height, width, options.device)
+    inputs, samples = random_batch(batch, height, width, options.device)
     wrapper = make_optimiser(model, options.memory_of == 'ours')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
@@ -505,7 +476,7 @@ def main():
         setup = dict(size=size, variant=options.variant, changes={})
         setup.update(batch=batch, shape=(height, width))
         models = build_pair(model_from(setup), options.device)
-        check_equal(models, *make_batch(batch, height, width, options.device))
+        check_equal(models, *random_batch(batch, height, width, options.device))
         del models
         for row in rows_of(size, batch, time_in_turns(setup, options)):
             report['results'].append(row)
