@@ -78,6 +78,7 @@ def main(arguments=None):
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
+    launch.leave_processes()
 
 
 if __name__ == '__main__':

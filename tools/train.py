@@ -68,6 +68,7 @@ def main(arguments=None):
     except launch.LaunchError as error:
         parser.error(str(error))
     runner.train()
+    launch.leave_processes()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 The functions that change a config are given one that `load_config` has just read from its file.
 """
 
-import atexit
 import ctypes
 import inspect
 import os
@@ -22,6 +21,7 @@ __all__ = [
     'enable_amp',
     'enable_auto_scale_lr',
     'keep_freed_memory',
+    'leave_processes',
     'load_config',
     'require_file',
     'warn_of_unread',
@@ -179,8 +179,6 @@ def _join_gloo_processes(config):
         raise LaunchError('--launcher pytorch works under torchrun only (RANK is not set)')
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-        # Its threads must end before the interpreter does, which else may abort.
-        atexit.register(_leave_processes)
     # As Runner's default, except device_ids, which must be None for a model on the CPU.
     wrapper = dict(
         type='MMDistributedDataParallel',
@@ -193,8 +191,14 @@ def _join_gloo_processes(config):
     config.model_wrapper_cfg = wrapper
 
 
-def _leave_processes():
+def leave_processes():
+    """End a distributed run: all processes meet, then each leaves the others.
+
+    Its threads must end before the interpreter does, which else may abort, and no process may be
+    gone while another still talks to it. Does nothing in a run of one process.
+    """
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
