@@ -31,7 +31,7 @@ TORCH_FOLDER := import pathlib, torch; print(pathlib.Path(torch.__file__).parent
 SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # Of tests/ops, those that run the kernels.
-SANITIZED_TESTS := test_cpu_kernels.py test_fused.py test_ms_deform_attn.py test_op_errors.py \
+SANITIZED_TESTS := test_cpu_kernels.py test_dropout.py test_fused.py test_ms_deform_attn.py test_op_errors.py \
 	test_op_properties.py
 
 # Waiting threads soon sleep instead of spinning: a step loses a twelfth on a quiet machine, and
