@@ -154,7 +154,11 @@ def extension() -> dict:
                 **common,
             )
         )
-    return {'ext_modules': modules, 'cmdclass': {'build_ext': BuildExtension}}
+    return {
+        'ext_modules': modules,
+        'cmdclass': {'build_ext': BuildExtension},
+        'options': {'bdist_wheel': {'py_limited_api': 'cp310'}},
+    }
 
 
 def native() -> dict:

@@ -71,6 +71,8 @@ def test_a_wheel_built_from_the_sdist_works_elsewhere_with_the_native_op(sdist, 
         cwd=tmp_path, DDETR_BUILD_OPS='1',
     )  # fmt: skip
     (wheel,) = wheels.iterdir()
+    # One for every Python: the libraries hold no symbols of its.
+    assert '-cp310-abi3-' in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split('/')[0] for name in archive.namelist()}
     assert {name for name in top if not name.endswith('.dist-info')} == {'ddetr_plugin'}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     'COCO_GAPS',
@@ -106,10 +106,12 @@ def fresh_rows(name: str, count: int, like: Tensor, bias: float = PRIOR_BIAS) ->
     if count <= 0:
         return like[:0]
     if like.dim() == 1:
-        return torch.full((count,), bias, dtype=like.dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(sum(name.encode()))
-        return nn.Linear(like.shape[1], count).weight.detach().to(like.dtype)
+        return like.new_full((count,), bias)
+    # As nn.Linear draws them, from a generator of their own.
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    bound = like.shape[1] ** -0.5
+    rows = torch.rand(count, like.shape[1], generator=generator) * (2 * bound) - bound
+    return rows.to(like)
 
 
 def with_official_rows(

@@ -136,14 +136,21 @@ def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) ->
 def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]) -> None:
     """Repeats the class head that transformers saved once for all layers.
 
-    It ties class heads that are equal, also those of a model that refines boxes.
+    It ties class heads that are equal, also those of a model that refines boxes. A file in which a
+    part of them is there was not tied, but is damaged.
     """
-    for name in ('bbox_head.cls_branches.0.weight', 'bbox_head.cls_branches.0.bias'):
-        for j in range(1, 1 if layout.share_branches else layout.decoder_layers):
-            other = name.replace('.0.', f'.{j}.')
-            if name in ours and other not in ours:
-                ours[other] = ours[name].clone()
-                notes.append(f'{other} is that of layer 0, with which it was tied')
+    if layout.share_branches:
+        return
+    heads = [
+        [f'bbox_head.cls_branches.{j}.{part}' for part in ('weight', 'bias')]
+        for j in range(layout.decoder_layers)
+    ]
+    first, *others = heads
+    if all(name in ours for name in first) and not any(name in ours for h in others for name in h):
+        for head in others:
+            for name, source in zip(head, first):
+                ours[name] = ours[source].clone()
+        notes.append(f'the class heads of {len(others)} layers are that of layer 0 (tied)')
 
 
 def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -111,16 +112,33 @@ def _transformers_meta(file: Path) -> dict:
     return meta
 
 
+# What torch stumbles over in files that are no checkpoints, or not whole ones.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
 def _unpickle(path: Path, trust: bool) -> Any:
     if trust:
-        return torch.load(path, map_location='cpu', weights_only=False)
+        try:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        # A pickle may raise anything, and so may what it runs.
+        except Exception as error:
+            raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
     allow_official_checkpoints()
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as error:
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except (RuntimeError, UnpicklingError, ValueError, OSError):
+        except (*_DAMAGED, UnpicklingError, OSError):
             names = []
         reason = ' '.join(str(error).split())
         found = re.search(r'GLOBAL (\S+)|Unsupported (?:class|global)[:\s]+(\S+)', reason)
@@ -134,7 +152,7 @@ def _unpickle(path: Path, trust: bool) -> Any:
             'the file comes from, load it with --trust; otherwise leave it'
         ) from error
     # What torch stumbles over depends on the bytes that are no checkpoint.
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f'{path} is not a checkpoint that torch can read: {" ".join(str(error).split())[:200]}'
         ) from error

@@ -55,7 +55,9 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> tuple[flo
         return None
     state = with_common_names(source.state, conversion.dialect)
     heads = 'bbox_head.cls_branches' if conversion.dialect == 'mmdet' else 'class_embed'
-    theirs = with_rows(config, len(state[f'{heads}.0.bias']))
+    # transformers may save a head under the name that the decoder has for it, and only there.
+    bias = next(t for name, t in state.items() if name.endswith(f'{heads}.0.bias'))
+    theirs = with_rows(config, len(bias))
     if conversion.dialect == 'mmdet':
         theirs['neck']['bias'] = 'neck.convs.0.conv.bias' in state
         from mmengine.registry import DefaultScope

@@ -6,6 +6,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
@@ -108,16 +109,15 @@ def _warn(device: str) -> None:
 def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
     """`spatial_shapes`, pairs of integers, as the operator's (L, 2) and (L,) tensors on the CPU."""
     sizes = tuple((height, width) for height, width in spatial_shapes)
-    if torch.compiler.is_compiling():
+    # Tracing wants tensors of its own, and makes some that nobody else can use.
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return _new_level_tensors(sizes)
     tensors = _level_tensors.get(sizes)
     if tensors is None:
         tensors = _new_level_tensors(sizes)
         if len(_level_tensors) >= _LEVEL_TENSORS_KEPT:
             _level_tensors.clear()
-        # A tracing mode makes tensors that nobody else can use.
-        if type(tensors[0]) is torch.Tensor:
-            _level_tensors[sizes] = tensors
+        _level_tensors[sizes] = tensors
     return tensors
 
 
@@ -128,7 +128,8 @@ def _new_level_tensors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
         start += height * width
     # Tensors of inference mode could not be saved for a later call's backward.
     with torch.inference_mode(False):
-        return torch.tensor(sizes, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)
+        # Not on a default device that the caller may have set.
+        return tuple(torch.tensor(x, dtype=torch.int64, device='cpu') for x in (sizes, starts))
 
 
 _load_error = _load()

@@ -115,10 +115,9 @@ def _check_numbers(value, name, tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f'{name} must be a tensor, got {type(tensor).__name__}')
     dtype = compute_dtype(value)
-    if tensor.dtype != dtype and tensor.dtype not in _HALF_DTYPES:
+    if tensor.dtype not in (dtype, torch.float32, *_HALF_DTYPES):
         raise ValueError(
-            f'{name} must be {dtype}, float16 or bfloat16 with a value of {value.dtype}, '
-            f'got {tensor.dtype}'
+            f'{name} must be {dtype} or narrower with a value of {value.dtype}, got {tensor.dtype}'
         )
     if tensor.device != value.device:
         raise ValueError(

@@ -101,4 +101,4 @@ def _is_fast(x: Tensor, p: float) -> bool:
 
 def _seed() -> Tensor:
     # A tensor, not a number: a traced graph then draws anew in every call.
-    return torch.randint(-(2**63), 2**63 - 1, (1,))
+    return torch.randint(-(2**63), 2**63 - 1, (1,), device='cpu')

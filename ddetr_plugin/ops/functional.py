@@ -30,8 +30,8 @@ def ms_deform_attn(
             sequence of pairs of integers. The sum of H_l * W_l equals S.
         level_start_index: (L,) int64, index in S of the first token of each level; may be None
             when `spatial_shapes` is a sequence.
-        sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0..1 over the *padded* map. float64
-            for a float64 value, else float32 (16 bits are taken and widened).
+        sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0..1 over the *padded* map. Computed
+            with in float64 beside a float64 value, else in float32; narrower ones are widened.
         attention_weights: (B, Q, M, L, P), normalised over L*P by the caller; dtypes as
             `sampling_locations`.
 
@@ -80,7 +80,8 @@ def ms_deform_attn_fused(
         sampling_offsets: (B, Q, M, L, P, 2) as (x, y), in cells for a reference (x, y).
         attention_logits: (B, Q, M, L, P).
 
-    The last three are float64 for a float64 value, else float32 (16 bits are taken and widened).
+    The last three are computed with in float64 beside a float64 value, else in float32; narrower
+    ones are widened.
 
     Returns:
         (B, Q, M * D), dtype of `value`.

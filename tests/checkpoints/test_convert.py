@@ -151,7 +151,15 @@ def test_the_class_head_that_transformers_tied_is_repeated():
     assert torch.equal(
         result.state['bbox_head.cls_branches.1.weight'], model.bbox_head.cls_branches[0].weight
     )
-    assert sum('tied' in note for note in result.notes) == 2
+    assert sum('tied' in note for note in result.notes) == 1
+
+
+@pytest.mark.parametrize('part', ['weight', 'bias'])
+def test_half_a_class_head_is_missing_and_not_tied(part):
+    _, state = released('refine', 'hf', 5)
+    del state[f'class_embed.1.{part}']
+    with pytest.raises(ValueError, match=f'missing: bbox_head.cls_branches.1.{part}'):
+        converted(state, 'refine', 5)
 
 
 @pytest.mark.parametrize('first', [True, False])

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from scipy import stats
 
 from ddetr_plugin.ops import dropout, dropout_add, native_load_error, relu_dropout
 
 native = pytest.mark.skipif(native_load_error() is not None, reason='the operator is not built')
+stats = pytest.importorskip('scipy.stats', reason='scipy is not installed')
 DTYPES = [torch.float32, torch.bfloat16]
 # Below, at and above a block, and many of them for several threads.
 # A product with 1 / (1 - p) may be rounded to the other neighbour of the quotient.

@@ -226,10 +226,26 @@ def test_wrong_shapes_are_named(name, shape, message):
 
 
 def test_wrong_dtypes_are_named():
-    arguments = list(fused_case())
-    arguments[3] = arguments[3].float()
-    with pytest.raises(ValueError, match='reference_points must be torch.float64'):
+    arguments = list(fused_case(dtype=torch.float32))
+    arguments[3] = arguments[3].double()
+    with pytest.raises(ValueError, match='reference_points must be torch.float32 or narrower'):
         ms_deform_attn_fused(*arguments)
+
+
+def test_float32_coordinates_are_widened_beside_a_float64_value():
+    value, shapes, starts, *coordinates = fused_case()
+    narrow = [x.float() for x in coordinates]
+    expected = ms_deform_attn_fused(value, shapes, starts, *(x.double() for x in narrow))
+    assert torch.equal(ms_deform_attn_fused(value, shapes, starts, *narrow), expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_precision_of_the_reference_alone(dtype):
+    value, *arguments = fused_case(dtype=torch.float32)
+    value = value.to(dtype)
+    expected = ms_deform_attn_fused_reference(value, *arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(ms_deform_attn_fused_reference(value, *arguments), expected)
 
 
 @needs_native

@@ -46,13 +46,12 @@ WRONG = {
     'locations with z': (LOCATIONS, lambda x: x.repeat(1, 1, 1, 1, 1, 2), 'sampling_locations'),
     'locations of a level too few': (LOCATIONS, lambda x: x[:, :, :, :2], 'sampling_locations'),
     'locations without points': (LOCATIONS, lambda x: x[..., :0, :], 'sampling_locations'),
-    'locations of float32': (LOCATIONS, lambda x: x.float(), 'sampling_locations'),
     'locations of integers': (LOCATIONS, lambda x: x.long(), 'sampling_locations'),
     'locations elsewhere': (LOCATIONS, lambda x: x.to('meta'), 'sampling_locations'),
     'weights of other points': (WEIGHTS, lambda x: x[..., 1:], 'attention_weights'),
     'weights of other queries': (WEIGHTS, lambda x: x[:, 1:], 'attention_weights'),
     'weights flattened': (WEIGHTS, lambda x: x.flatten(3), 'attention_weights'),
-    'weights of float32': (WEIGHTS, lambda x: x.float(), 'attention_weights'),
+    'weights of integers': (WEIGHTS, lambda x: x.long(), 'attention_weights'),
     'weights elsewhere': (WEIGHTS, lambda x: x.to('meta'), 'attention_weights'),
 }
 
@@ -70,6 +69,25 @@ def test_every_wrong_argument_is_refused_by_name(function, name):
     arguments, blamed = spoiled(name)
     with pytest.raises(ValueError, match=f'^{blamed} '):
         function(*arguments)
+
+
+@pytest.mark.parametrize('position', [LOCATIONS, WEIGHTS])
+@pytest.mark.parametrize('function', [ms_deform_attn, ms_deform_attn_reference])
+def test_numbers_wider_than_the_arithmetic_are_refused_by_name(function, position):
+    arguments = [x.float() if x.is_floating_point() else x for x in case()]
+    arguments[position] = arguments[position].double()
+    blamed = 'sampling_locations' if position == LOCATIONS else 'attention_weights'
+    with pytest.raises(ValueError, match=f'^{blamed} must be torch.float32 or narrower'):
+        function(*arguments)
+
+
+@needs_native
+@pytest.mark.parametrize('position', [LOCATIONS, WEIGHTS])
+def test_the_raw_operator_takes_one_dtype_beside_a_value(position):
+    arguments = list(case())
+    arguments[position] = arguments[position].float()
+    with pytest.raises(RuntimeError, match='must be '):
+        torch.ops.ddetr_plugin.ms_deform_attn_forward(*arguments)
 
 
 @needs_native

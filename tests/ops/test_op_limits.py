@@ -5,8 +5,14 @@ import os
 import pytest
 import torch
 from op_cases import case, fused_case, needs_native, with_grad
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
+from ddetr_plugin.ops import (
+    dropout,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_reference,
+)
 
 pytestmark = needs_native
 
@@ -99,3 +105,29 @@ def test_a_model_of_another_dtype_moves_with_one_call():
             low[0].double(), shapes, starts, *(x.double() for x in low[1:])
         )
         assert (output - exact).norm() < 4e-3 * exact.norm()
+
+
+@needs_native
+def test_a_default_device_of_the_caller_does_not_reach_the_tables_of_levels():
+    sizes = [(4, 7), (2, 3)]  # of no other test: tables are kept
+    value, locations = torch.randn(1, 34, 2, 4), torch.rand(1, 5, 2, 2, 3, 2)
+    weights = torch.rand(1, 5, 2, 2, 3)
+    with torch.device('meta'):
+        inside = ms_deform_attn(value, sizes, None, locations, weights)
+        dropped = dropout(torch.ones(100, device='cpu'), 0.5)
+    expected = ms_deform_attn_reference(value, sizes, None, locations, weights)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(ms_deform_attn(value, sizes, None, locations, weights), expected)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+
+
+@needs_native
+def test_tracing_with_fake_tensors_works_after_an_eager_call():
+    sizes = [(3, 8), (2, 5)]
+    value, locations = torch.randn(1, 34, 2, 4), torch.rand(1, 5, 2, 2, 3, 2)
+    weights = torch.rand(1, 5, 2, 2, 3)
+    ms_deform_attn(value, sizes, None, locations, weights)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in (value, locations, weights)]
+        assert ms_deform_attn(fakes[0], sizes, None, *fakes[1:]).shape == (1, 5, 8)
+    ms_deform_attn(value, sizes, None, locations, weights)
