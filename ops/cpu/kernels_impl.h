@@ -54,17 +54,17 @@ struct Block {
   Index* inside;
   T* weight[kCorners];
   Index* row[kCorners];
-  // Backward only: fractions, which corners are inside, <grad_output, value> per corner.
-  T *fraction_x, *fraction_y;
-  Index* corner_inside[kCorners];
+  // Backward only: the pixel, and <grad_output, value> per corner.
+  T *pixel_x, *pixel_y;
   T* dot[kCorners];
 
-  // Fused only. Of one query: numerators of the softmax; where in its reference each point finds
-  // x. Per point: the softmax; the pixel of offset 0; pixels per unit of offset. Backward, of one
-  // query: d loss / d pixel.
+  // Fused only. inverse_of(points of a level). Of one query: numerators of the softmax; where in
+  // its reference each point finds x. Per point: the softmax; centre and sides of its reference.
+  // Backward, of one query: d loss / d pixel.
+  T inverse;
   T* numerators;
   Index* reference_x;
-  T *attention, *base_x, *base_y, *scale_x, *scale_y;
+  T *attention, *centre_x, *centre_y, *side_x, *side_y;
   T *by_pixel_x, *by_pixel_y;
 
   void* memory;
@@ -76,7 +76,7 @@ struct Block {
     const int64_t n = padded * queries;
     const bool fused = s.reference;
     const int64_t softmax_size = (s.all_points + W - 1) / W * W + padded;
-    const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? 10 * n : 0) +
+    const int64_t count = 5 * padded + (1 + 2 * kCorners) * n + (backward ? (2 + kCorners) * n : 0) +
         (fused ? softmax_size + 3 * padded + 5 * n : 0);
     memory = nullptr;
     if (posix_memalign(&memory, 64, count * sizeof(T))) abort();
@@ -90,19 +90,20 @@ struct Block {
     take(inside, n);
     for (int c = 0; c < kCorners; ++c) take(weight[c], n), take(row[c], n);
     if (backward) {
-      take(fraction_x, n), take(fraction_y, n);
-      for (int c = 0; c < kCorners; ++c) take(corner_inside[c], n), take(dot[c], n);
+      take(pixel_x, n), take(pixel_y, n);
+      for (int c = 0; c < kCorners; ++c) take(dot[c], n);
     }
+    inverse = ddetr::inverse_of<T>(int(s.points));
     if (fused) {
       take(numerators, softmax_size), take(reference_x, padded), take(attention, n);
-      take(base_x, n), take(base_y, n), take(scale_x, n), take(scale_y, n);
+      take(centre_x, n), take(centre_y, n), take(side_x, n), take(side_y, n);
       take(by_pixel_x, padded), take(by_pixel_y, padded);
-      // What the padding reads must be numbers; references of two coordinates have scale 1.
+      // What the padding reads must be numbers.
       for (int64_t i = 0; i < softmax_size; ++i) numerators[i] = 0;
       for (int64_t i = 0; i < padded; ++i) {
         reference_x[i] = i < points ? i / s.points * s.reference_size : 0;
       }
-      for (int64_t i = 0; i < n; ++i) base_x[i] = base_y[i] = 0, scale_x[i] = scale_y[i] = 1;
+      for (int64_t i = 0; i < n; ++i) centre_x[i] = centre_y[i] = side_x[i] = side_y[i] = 0;
     }
     for (int64_t i = 0; i < padded; ++i) {
       // Padding points read a level that exists; their location is NaN.
@@ -167,56 +168,50 @@ DDETR_INLINE void softmax(const Points<T>& s, const Block<T, W>& b, int64_t quer
   }
 }
 
-// Where the reference of one query puts offset 0, in pixels, and how far an offset of 1 goes.
+// Hands every point of one query the reference of its level.
 template <typename T, int W>
-DDETR_INLINE void place(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
+DDETR_INLINE void refer(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
   using Vec = typename Simd<T, W>::Vec;
   using Int = typename Simd<T, W>::Int;
   const T* reference = s.reference + query * s.reference_stride;
   const bool box = s.reference_size == 4;
-  const T per_point = T(0.5) / T(s.points);
   const int64_t n = slot * b.padded;
   const int64_t numbers = s.levels * s.reference_size;
   if (numbers <= W) {
     const Vec all = load_part<Vec>(reference, numbers * sizeof(T), Vec{});
     for (int64_t i = 0; i < b.padded; i += W) {
       const Int at = load<Int>(b.reference_x + i);
-      const Vec width = load<Vec>(b.width + i), height = load<Vec>(b.height + i);
-      Vec x = permute<T, W>(all, at) * width, y = permute<T, W>(all, at + 1) * height;
-      forbid_fusion(x);
-      forbid_fusion(y);
-      store(b.base_x + n + i, x - T(0.5));
-      store(b.base_y + n + i, y - T(0.5));
+      store(b.centre_x + n + i, permute<T, W>(all, at));
+      store(b.centre_y + n + i, permute<T, W>(all, at + 1));
       if (box) {
-        store(b.scale_x + n + i, permute<T, W>(all, at + 2) * width * per_point);
-        store(b.scale_y + n + i, permute<T, W>(all, at + 3) * height * per_point);
+        store(b.side_x + n + i, permute<T, W>(all, at + 2));
+        store(b.side_y + n + i, permute<T, W>(all, at + 3));
       }
     }
     return;
   }
   for (int64_t i = 0; i < b.points; ++i) {
     const T* at = reference + b.reference_x[i];
-    T x = at[0] * b.width[i], y = at[1] * b.height[i];
-    forbid_fusion(x);
-    forbid_fusion(y);
-    b.base_x[n + i] = x - T(0.5);
-    b.base_y[n + i] = y - T(0.5);
+    b.centre_x[n + i] = at[0];
+    b.centre_y[n + i] = at[1];
     if (box) {
-      b.scale_x[n + i] = at[2] * b.width[i] * per_point;
-      b.scale_y[n + i] = at[3] * b.height[i] * per_point;
+      b.side_x[n + i] = at[2];
+      b.side_y[n + i] = at[3];
     }
   }
 }
 
+// How many numbers a reference has: none in the plain operator.
+enum Reference { kNone = 0, kPoint = 2, kBox = 4 };
+
 // Pixel coordinates, corner weights and corner rows of one query; `slot` is its place in the block.
-template <typename T, int W, bool Backward, bool Fused>
+template <typename T, int W, bool Backward, Reference R>
 DDETR_INLINE void locate(const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t slot) {
   using Vec = typename Simd<T, W>::Vec;
   using Int = typename Simd<T, W>::Int;
   const T* locations = s.locations + query * 2 * s.point_stride;
   const T* weights = s.weights + query * s.point_stride;
   const Vec zero = {};
-  const Int none = {};
   const Vec nan = zero + T(__builtin_nan(""));
   for (int64_t i = 0; i < b.padded; i += W) {
     const int64_t n = slot * b.padded + i;
@@ -229,7 +224,7 @@ DDETR_INLINE void locate(const Points<T>& s, const Block<T, W>& b, int64_t query
       first = load_part<Vec>(locations + 2 * i, 2 * left * sizeof(T), nan);
       second = load_part<Vec>(locations + 2 * i + W, (2 * left - W) * sizeof(T), nan);
     }
-    if (Fused) {
+    if (R != kNone) {
       attention = load<Vec>(b.attention + n);
     } else if (left >= W) {
       attention = load<Vec>(weights + i);
@@ -240,44 +235,35 @@ DDETR_INLINE void locate(const Points<T>& s, const Block<T, W>& b, int64_t query
     const Int columns = load<Int>(b.columns + i), rows = load<Int>(b.rows + i);
     Vec x = shuffle<T, W, Every2nd<0>>(first, second);
     Vec y = shuffle<T, W, Every2nd<1>>(first, second);
-    x *= Fused ? load<Vec>(b.scale_x + n) : width;
-    y *= Fused ? load<Vec>(b.scale_y + n) : height;
-    forbid_fusion(x);
-    forbid_fusion(y);
-    x += Fused ? load<Vec>(b.base_x + n) : zero - T(0.5);
-    y += Fused ? load<Vec>(b.base_y + n) : zero - T(0.5);
-    // Comparisons that NaN fails.
-    const Int inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);
+    if constexpr (R == kNone) {
+      x = ddetr::pixel_of(x, width);
+      y = ddetr::pixel_of(y, height);
+    } else if constexpr (R == kPoint) {
+      x = ddetr::pixel_near(load<Vec>(b.centre_x + n), width, x);
+      y = ddetr::pixel_near(load<Vec>(b.centre_y + n), height, y);
+    } else {
+      const T points = T(s.points);
+      x = ddetr::pixel_in_box(
+          load<Vec>(b.centre_x + n), load<Vec>(b.side_x + n), width,
+          ddetr::share_of(x, points, b.inverse));
+      y = ddetr::pixel_in_box(
+          load<Vec>(b.centre_y + n), load<Vec>(b.side_y + n), height,
+          ddetr::share_of(y, points, b.inverse));
+    }
+    const Int inside = ddetr::on_map(x, columns) & ddetr::on_map(y, rows);
     x = inside ? x : zero;
     y = inside ? y : zero;
-    Int x0 = __builtin_convertvector(x, Int), y0 = __builtin_convertvector(y, Int);
-    x0 += (__builtin_convertvector(x0, Vec) > x);  // truncated to floor; true is -1
-    y0 += (__builtin_convertvector(y0, Vec) > y);
-    const Vec fx = x - __builtin_convertvector(x0, Vec), fy = y - __builtin_convertvector(y0, Vec);
-    const Vec gx = T(1) - fx, gy = T(1) - fy;
-    const Int x1 = x0 + 1, y1 = y0 + 1;
-    const Int left_in = x0 >= 0, right_in = x1 < columns;
-    const Int top_in = inside & (y0 >= 0), bottom_in = inside & (y1 < rows);
-    // A corner outside borrows the row of a corner of the same sample that is inside, so that its
-    // weight of zero meets no value that the sample does not read anyway.
-    const Int column0 = left_in ? x0 : none, column1 = right_in ? x1 : x0;
-    const Int row0 = load<Int>(b.start + i) + (top_in ? y0 : none) * columns;
-    const Int row1 = (y1 < rows) ? load<Int>(b.start + i) + y1 * columns : row0;
-    const Int masks[kCorners] = {
-        top_in & left_in, top_in & right_in, bottom_in & left_in, bottom_in & right_in};
-    const Vec ay = attention * gy, by = attention * fy;
-    const Vec corner_weights[kCorners] = {ay * gx, ay * fx, by * gx, by * fx};
-    const Int corner_rows[kCorners] = {row0 + column0, row0 + column1, row1 + column0,
-                                       row1 + column1};
+    const auto corners = ddetr::corners_of(
+        ddetr::axis_at(x, columns), ddetr::axis_at(y, rows), load<Int>(b.start + i), columns,
+        attention);
     store(b.inside + n, inside);
     for (int c = 0; c < kCorners; ++c) {
-      store(b.weight[c] + n, masks[c] ? corner_weights[c] : zero);
-      store(b.row[c] + n, corner_rows[c]);
-      if constexpr (Backward) store(b.corner_inside[c] + n, masks[c]);
+      store(b.weight[c] + n, corners.weight[c]);
+      store(b.row[c] + n, corners.row[c]);
     }
     if constexpr (Backward) {
-      store(b.fraction_x + n, fx);
-      store(b.fraction_y + n, fy);
+      store(b.pixel_x + n, x);
+      store(b.pixel_y + n, y);
     }
   }
 }
@@ -289,10 +275,14 @@ __attribute__((noinline)) void locate_block(
     const Points<T>& s, const Block<T, W>& b, int64_t query, int64_t count) {
   if (s.reference) {
     for (int64_t k = 0; k < count; ++k) softmax(s, b, query + k, b.attention + k * b.padded);
-    for (int64_t k = 0; k < count; ++k) place(s, b, query + k, k);
-    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, true>(s, b, query + k, k);
+    for (int64_t k = 0; k < count; ++k) refer(s, b, query + k, k);
+  }
+  if (!s.reference) {
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, kNone>(s, b, query + k, k);
+  } else if (s.reference_size == kPoint) {
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, kPoint>(s, b, query + k, k);
   } else {
-    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, false>(s, b, query + k, k);
+    for (int64_t k = 0; k < count; ++k) locate<T, W, Backward, kBox>(s, b, query + k, k);
   }
 }
 
@@ -487,12 +477,10 @@ __attribute__((noinline)) void differentiate(
   for (int64_t i = 0; i < b.padded; i += W) {
     const int64_t n = slot * b.padded + i;
     const int64_t left = b.points - i;
-    Vec dot[kCorners];
-    for (int c = 0; c < kCorners; ++c) {
-      dot[c] = load<Int>(b.corner_inside[c] + n) ? load<Vec>(b.dot[c] + n) : zero;
-    }
-    const Vec fx = load<Vec>(b.fraction_x + n), fy = load<Vec>(b.fraction_y + n);
-    const Vec gx = T(1) - fx, gy = T(1) - fy;
+    const auto slopes = ddetr::slopes_of(
+        ddetr::axis_at(load<Vec>(b.pixel_x + n), load<Int>(b.columns + i)),
+        ddetr::axis_at(load<Vec>(b.pixel_y + n), load<Int>(b.rows + i)), load<Vec>(b.dot[0] + n),
+        load<Vec>(b.dot[1] + n), load<Vec>(b.dot[2] + n), load<Vec>(b.dot[3] + n));
     const T* weights = s.weights + query * s.point_stride + i;
     Vec attention;
     if (fused) {
@@ -502,21 +490,27 @@ __attribute__((noinline)) void differentiate(
     } else {
       attention = load_part<Vec>(weights, left * sizeof(T), zero);
     }
-    const Vec by_x = gy * (dot[1] - dot[0]) + fy * (dot[3] - dot[2]);
-    const Vec by_y = gx * (dot[2] - dot[0]) + fx * (dot[3] - dot[1]);
-    Vec grad_weight = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
-    if (fused) grad_weight = attention * (grad_weight - sum);
+    const Vec grad_weight = fused ? attention * (slopes.sample - sum) : slopes.sample;
     // A sample outside has no gradient, even where its weight is infinite.
     const Int inside = load<Int>(b.inside + n);
-    Vec grad_x = inside ? by_x * attention : zero;
-    Vec grad_y = inside ? by_y * attention : zero;
+    Vec grad_x = inside ? slopes.by_x * attention : zero;
+    Vec grad_y = inside ? slopes.by_y * attention : zero;
     if (s.grad_reference) {
       store(b.by_pixel_x + i, grad_x);
       store(b.by_pixel_y + i, grad_y);
     }
-    // Where nothing is read, a scale that is no number must not matter.
-    grad_x = inside ? grad_x * load<Vec>(fused ? b.scale_x + n : b.width + i) : zero;
-    grad_y = inside ? grad_y * load<Vec>(fused ? b.scale_y + n : b.height + i) : zero;
+    if (!fused || s.reference_size == kBox) {
+      // Pixels per unit of offset or location.
+      Vec scale_x = load<Vec>(b.width + i), scale_y = load<Vec>(b.height + i);
+      if (fused) {
+        const T points = T(s.points);
+        scale_x *= ddetr::share_of(load<Vec>(b.side_x + n), points, b.inverse) * T(0.5);
+        scale_y *= ddetr::share_of(load<Vec>(b.side_y + n), points, b.inverse) * T(0.5);
+      }
+      // Where nothing is read, a scale that is no number must not matter.
+      grad_x = inside ? grad_x * scale_x : zero;
+      grad_y = inside ? grad_y * scale_y : zero;
+    }
     const Vec first = shuffle<T, W, Zip<W, 0>>(grad_x, grad_y);
     const Vec second = shuffle<T, W, Zip<W, 1>>(grad_x, grad_y);
     T* grad_weights = s.grad_weights + query * s.point_stride + i;

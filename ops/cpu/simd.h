@@ -2,6 +2,8 @@
 // only, inside its target region; everything is local to the including file.
 #pragma once
 
+#include "../sampling.h"
+
 #define DDETR_INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -77,6 +79,40 @@ DDETR_INLINE void forbid_fusion(V& v) {
   asm("" : "+m"(v));
 #endif
 }
+
+}  // namespace
+
+namespace ddetr {
+
+#define DDETR_DEFINE_ARITHMETIC(T, W)                                            \
+  template <>                                                                    \
+  struct Arithmetic<Simd<T, W>::Vec> {                                           \
+    using Vec = Simd<T, W>::Vec;                                                 \
+    using Whole = Simd<T, W>::Int;                                               \
+    static DDETR_BOTH Vec product(Vec a, Vec b) {                                \
+      a *= b;                                                                    \
+      forbid_fusion(a);                                                          \
+      return a;                                                                  \
+    }                                                                            \
+    static DDETR_BOTH Vec sum(Vec a, Vec b) { return a + b; }                    \
+    static DDETR_BOTH Vec floor(Vec a) {                                         \
+      const Vec towards_zero = real(whole(a));                                   \
+      return towards_zero > a ? towards_zero - T(1) : towards_zero;              \
+    }                                                                            \
+    static DDETR_BOTH Whole whole(Vec a) { return __builtin_convertvector(a, Whole); } \
+    static DDETR_BOTH Vec real(Whole a) { return __builtin_convertvector(a, Vec); }    \
+  };
+DDETR_DEFINE_ARITHMETIC(float, 4)
+DDETR_DEFINE_ARITHMETIC(float, 8)
+DDETR_DEFINE_ARITHMETIC(float, 16)
+DDETR_DEFINE_ARITHMETIC(double, 2)
+DDETR_DEFINE_ARITHMETIC(double, 4)
+DDETR_DEFINE_ARITHMETIC(double, 8)
+#undef DDETR_DEFINE_ARITHMETIC
+
+}  // namespace ddetr
+
+namespace {
 
 template <int... I>
 struct Indices {};

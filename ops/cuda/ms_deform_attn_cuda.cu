@@ -249,8 +249,7 @@ FusedPoints<S, Size> fused_points(
   points.logits = const_data<S>(logits);
   points.shared_references = references.size(0) == 1;
   points.points = S(n.points);
-  const bool power_of_two = (n.points & (n.points - 1)) == 0;
-  points.points_inverse = power_of_two ? S(1) / S(n.points) : S(0);
+  points.points_inverse = inverse_of<S>(n.points);
   return points;
 }
 

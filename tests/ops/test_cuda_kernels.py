@@ -15,9 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import SIZES, case, cuda_marks, fused_case, levels_of
+from op_cases import SIZES, case, cuda_marks, fused_case, levels_of, needs_native
 
-from ddetr_plugin.ops import ms_deform_attn_fused_reference, ms_deform_attn_reference
+from ddetr_plugin.ops import (
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = next(
@@ -299,6 +304,32 @@ def test_an_offset_that_is_no_number_has_no_gradient(gpu, reference_size, bad):
     )
     check(ours, theirs, 5e-5)
     assert (ours[3][nothing] == 0).all()
+
+
+@needs_native
+@pytest.mark.parametrize('reference_size', [0, 2, 4])
+@pytest.mark.parametrize('points', [1, 3, 4])
+def test_the_cpu_finds_the_same_pixels_to_the_bit(gpu, points, reference_size):
+    """Both backends compile one text for them: ops/sampling.h."""
+    height, width = 3, 100
+    cells = height * width
+    # Each cell has a channel of its own, in which a query finds the weight of that cell.
+    sizes = dict(batch=1, queries=500, heads=1, channels=cells, points=points)
+    make = fused_case if reference_size else case
+    more = dict(reference_size=reference_size) if reference_size else {}
+    arguments = make(**more, **sizes, sizes=((height, width),), dtype=torch.float32)
+    arguments[0][:] = torch.eye(cells).view(1, cells, 1, cells)
+    # All weight is on one point, so that nothing is summed up.
+    weights = torch.full_like(arguments[-1], -1e9 if reference_size else 0)
+    weights[..., 0] = 0 if reference_size else 1
+    arguments = (*arguments[:-1], weights)
+    cpu = ms_deform_attn_fused if reference_size else ms_deform_attn
+    other = gpu.ms_deform_attn_fused_forward if reference_size else gpu.ms_deform_attn_forward
+    ours, theirs = cpu(*arguments)[0], other(*arguments)[0]
+    assert ((theirs > 0).sum(-1) == 4).sum() > 100
+    # Weights are handed out and summed up in parts, which rounds them; the next pixel would be
+    # 8e-6 away.
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('deterministic', [False, True])

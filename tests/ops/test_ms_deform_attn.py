@@ -151,6 +151,29 @@ def test_a_bad_value_reaches_only_samples_beside_it(bad, queries, device):
     assert output[:, 1:].isfinite().all()
 
 
+@needs_native
+@pytest.mark.parametrize('device', devices())
+@pytest.mark.parametrize('queries', [40, 700])
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('channels', [5, 32])
+def test_a_bad_value_on_the_border_goes_where_it_goes_in_grid_sample(
+    channels, bad, queries, device
+):
+    """Infinity stays infinity on the border too, and beside samples that read nothing."""
+    value, shapes, starts, locations, weights = case(
+        1, queries, 2, channels, 2, sizes=((7, 9), (4, 5), (1, 1)), dtype=torch.float32,
+        device=device,
+    )  # fmt: skip
+    value[0, 0] = bad  # the corner of the first level
+    value[0, 63 + 20 - 1] = bad  # of the second level
+    arguments = value, shapes, starts, locations, weights
+    ours = outputs_and_gradients(ms_deform_attn, arguments)
+    theirs = outputs_and_gradients(ms_deform_attn_reference, arguments)
+    assert not theirs[0].isfinite().all() and theirs[0].isfinite().any()
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 @pytest.mark.parametrize('device', devices())
 @pytest.mark.parametrize('function', IMPLEMENTATIONS)
 @pytest.mark.parametrize('batch, queries', [(0, 4), (2, 0), (0, 0)])
