@@ -17,6 +17,7 @@ ORDER = (
     'feature_levels',
     'match_costs',
     'assigner',
+    'linear',
     'attention',
     'feed_forward',
     'encoder',

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.linear import TokenLinear
 from ddetr_plugin.ops import dropout, ms_deform_attn_fused
 from ddetr_plugin.registry import MODELS
 
@@ -55,10 +56,10 @@ class MSDeformAttn(BaseModule):
         self.num_levels = num_levels
         self.num_points = num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dims, samples * 2)
-        self.attention_weights = nn.Linear(embed_dims, samples)
-        self.value_proj = nn.Linear(embed_dims, embed_dims)
-        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.sampling_offsets = TokenLinear(embed_dims, samples * 2)
+        self.attention_weights = TokenLinear(embed_dims, samples)
+        self.value_proj = TokenLinear(embed_dims, embed_dims)
+        self.output_proj = TokenLinear(embed_dims, embed_dims)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ddetr_plugin.models.boxes import at_least_float32, inverse_sigmoid, regress_boxes
+from ddetr_plugin.models.linear import TokenLinear
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableDETRHead', 'build_box_branch', 'prior_bias']
@@ -18,11 +19,11 @@ __all__ = ['DeformableDETRHead', 'build_box_branch', 'prior_bias']
 def build_box_branch(embed_dims: int) -> nn.Sequential:
     """Two hidden layers and four outputs: the official 3-layer perceptron."""
     return nn.Sequential(
-        nn.Linear(embed_dims, embed_dims),
+        TokenLinear(embed_dims, embed_dims),
         nn.ReLU(),
-        nn.Linear(embed_dims, embed_dims),
+        TokenLinear(embed_dims, embed_dims),
         nn.ReLU(),
-        nn.Linear(embed_dims, 4),
+        TokenLinear(embed_dims, 4),
     )
 
 

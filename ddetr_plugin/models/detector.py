@@ -66,6 +66,9 @@ class DeformableDETR(BaseDetector):
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C, H_l, W_l) of pictures (B, 3, H, W)."""
+        # Convolutions are faster where a pixel's channels lie side by side, and the maps become
+        # tokens without a copy.
+        batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
         return tuple(self.neck(self.backbone(batch_inputs)))
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """The feed-forward network of encoder and decoder layers."""
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ddetr_plugin.models.linear import TokenLinear
 from ddetr_plugin.ops import dropout, relu_dropout
 from ddetr_plugin.registry import MODELS
 
@@ -42,11 +44,15 @@ class FeedForward(BaseModule):
             )
         self.ffn_drop = ffn_drop
         self.layers = nn.Sequential(
-            nn.Sequential(nn.Linear(embed_dims, feedforward_channels)),
-            nn.Linear(feedforward_channels, embed_dims),
+            nn.Sequential(TokenLinear(embed_dims, feedforward_channels)),
+            TokenLinear(feedforward_channels, embed_dims),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) of (..., C)."""
-        hidden = relu_dropout(self.layers[0](x), self.ffn_drop, self.training)
+        hidden = self.layers[0](x)
+        if self.training or torch.is_grad_enabled():
+            hidden = relu_dropout(hidden, self.ffn_drop, self.training)
+        else:
+            hidden.relu_()
         return dropout(self.layers[1](hidden), self.ffn_drop, self.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddetr_plugin.models.bbox_head import build_box_branch, prior_bias
 from ddetr_plugin.models.boxes import at_least_float32, regress_boxes, sine_embedding
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.linear import TokenLinear
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['ContentTwoStageHead', 'InitialQueries', 'LearnedQueryHead', 'TwoStageHead']
@@ -121,9 +122,9 @@ class TwoStageHead(BaseModule):
         self.embed_dims = embed_dims
         self.base_size = base_size
         self.prior_prob = prior_prob
-        self.memory_trans_fc = nn.Linear(embed_dims, embed_dims)
+        self.memory_trans_fc = TokenLinear(embed_dims, embed_dims)
         self.memory_trans_norm = nn.LayerNorm(embed_dims)
-        self.cls_branch = nn.Linear(embed_dims, num_classes)
+        self.cls_branch = TokenLinear(embed_dims, num_classes)
         self.reg_branch = build_box_branch(embed_dims)
         embedded = self.embedded_dims(embed_dims)
         self.pos_trans_fc = nn.Linear(embed_dims * 2, embedded)
