@@ -15,6 +15,7 @@ PACKAGE = ROOT / 'ddetr_plugin'
 ORDER = (
     'boxes',
     'feature_levels',
+    'positional_encoding',
     'match_costs',
     'assigner',
     'linear',
@@ -30,6 +31,7 @@ ORDER = (
 # What the components take from mmdet; backbones also extend mmdet's backbones.
 FROM_MMDET = (
     'mmdet.models.detectors.base',
+    'mmdet.models.layers',
     'mmdet.models.task_modules.assigners',
     'mmdet.structures',
 )

@@ -59,7 +59,10 @@ model = dict(
         num_outs=num_levels,
     ),
     positional_encoding=dict(
-        type='SinePositionalEncoding', num_feats=embed_dims // 2, normalize=True, offset=-0.5
+        type='ddetr_plugin.SinePositionalEncoding',
+        num_feats=embed_dims // 2,
+        normalize=True,
+        offset=-0.5,
     ),
     encoder=dict(
         type='ddetr_plugin.DeformableTransformerEncoder',

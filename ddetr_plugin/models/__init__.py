@@ -18,6 +18,7 @@ from ddetr_plugin.models.encoder import (
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.feed_forward import FeedForward
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
+from ddetr_plugin.models.positional_encoding import SinePositionalEncoding
 from ddetr_plugin.models.query_head import (
     ContentTwoStageHead,
     InitialQueries,
@@ -47,6 +48,7 @@ __all__ = [
     'MSDeformAttn',
     'MultiheadSelfAttention',
     'SetCriterion',
+    'SinePositionalEncoding',
     'Targets',
     'TwoStageHead',
 ]

@@ -24,7 +24,7 @@ class DeformableDETR(BaseDetector):
     Args:
         backbone: config; pictures (B, 3, H, W) to feature maps.
         neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper.
-        positional_encoding: config; such as mmdet's SinePositionalEncoding.
+        positional_encoding: config; see `SinePositionalEncoding`, or any of mmdet's.
         encoder: config; see `DeformableTransformerEncoder`.
         query_head: config; see `LearnedQueryHead` and `TwoStageHead`.
         decoder: config; see `DeformableTransformerDecoder`.
