@@ -98,7 +98,7 @@ bench: setup ## measure the op
 
 clean: ## remove what was built, but neither .venv nor results
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package
-	find ddetr_plugin -name '*.so' -delete
+	find ddetr_plugin -name '*.so' -delete -o -name '*.build.json' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The steps of the set-up leave stamps, so that each is repeated only when its inputs change.
