@@ -110,8 +110,12 @@ def _warn(device: str) -> None:
 def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
     """`spatial_shapes`, pairs of integers, as the operator's (L, 2) and (L,) tensors on the CPU."""
     sizes = tuple((height, width) for height, width in spatial_shapes)
-    # Tracing wants tensors of its own, and makes some that nobody else can use.
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    # Tracing and transforms want tensors of their own, and make some that nobody else can use.
+    if (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
         return _new_level_tensors(sizes)
     tensors = _level_tensors.get(sizes)
     if tensors is None:
