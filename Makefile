@@ -1,5 +1,6 @@
 # Each target does all the set-up it needs; `make help` lists them.
-# PYTHON=path   the Python that .venv is made from (3.10 or newer); its torch is used if >= 2.10
+# PYTHON=path   the Python that .venv is made from (3.10 or newer); its torch is used if >= 2.10.
+#               `make test-cuda` runs in it as it is, unnamed in .venv or else in python3
 # DATA=path     a COCO-format folder of your own for `make demo`
 # ARGS='...'    further arguments for pytest, the demo or the benchmark
 
@@ -16,10 +17,12 @@ NATIVE_SOURCES := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' 
 CXX_FOUND := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name))))
 # A PYTHON that is named would otherwise be ignored where there is a .venv already.
 MADE_FROM := $(shell cat $(VENV)/made-from 2>/dev/null)
+ifneq ($(filter-out test-cuda,$(MAKECMDGOALS)),)
 ifneq ($(origin PYTHON),file)
 ifneq ($(MADE_FROM),)
 ifneq ($(MADE_FROM),$(shell command -v $(PYTHON)))
 $(error $(VENV) was made from $(MADE_FROM), not from $(PYTHON); remove it first: rm -rf $(VENV))
+endif
 endif
 endif
 endif
@@ -29,6 +32,19 @@ HAS_TORCH := import torch; \
 # Where PYTHON is itself a virtual environment, its packages are no "system site packages".
 TORCH_FOLDER := import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])
 SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
+
+# A machine with a GPU may have no network: test-cuda takes a Python as it is.
+CUDA_PYTHON := $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(PY)) $(PYTHON)),$(PYTHON))
+CUDA_NEEDS := $(shell sed 's/\#.*//; s/[<>=].*//' requirements/test_cuda.txt)
+# Prints the generations of the GPUs that torch sees, such as 9.0, or says what is missing.
+GPU_ARCHITECTURES := import importlib.util, sys; \
+	missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]; \
+	missing and sys.exit("make test-cuda: %s lacks %s; see requirements/test_cuda.txt, or name \
+	another one: make test-cuda PYTHON=/path/to/python3" % (sys.executable, ", ".join(missing))); \
+	import torch; \
+	gpus = range(torch.cuda.device_count()); \
+	gpus or sys.exit("make test-cuda: torch %s of %s sees no GPU" % (torch.__version__, sys.executable)); \
+	print(";".join(sorted({"%d.%d" % torch.cuda.get_device_capability(gpu) for gpu in gpus})))
 
 # Of tests/ops, those that run the kernels.
 SANITIZED_TESTS := test_cpu_kernels.py test_dropout.py test_fused.py test_ms_deform_attn.py test_op_errors.py \
@@ -53,8 +69,14 @@ demo: setup ## train, evaluate and draw; DATA=path takes your own COCO-format fo
 test: setup $(STAMPS)/test-requirements ## run the tests
 	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) $(PY) -m pytest -q --tb=short $(ARGS)
 
-test-cuda: setup ## run the tests that need a GPU
-	DDETR_REQUIRE_NATIVE=1 $(PY) -m pytest -q --tb=short -m cuda tests/ops $(ARGS)
+# Only for the GPUs that are there, which takes a fraction of the time. --force: setuptools would not
+# notice that a library was built for others.
+test-cuda: ## build the op in place and run its tests on the GPU; needs requirements/test_cuda.txt
+	@architectures=$$($(CUDA_PYTHON) -c '$(GPU_ARCHITECTURES)' $(CUDA_NEEDS)) && \
+		echo "Building the op for GPUs of generation $$architectures" && \
+		DDETR_BUILD_OPS=1 FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$$architectures" \
+		$(CUDA_PYTHON) setup.py -q build_ext --inplace --force
+	DDETR_REQUIRE_NATIVE=1 $(CUDA_PYTHON) -m pytest -q --tb=short -m cuda tests/ops $(ARGS)
 
 # In the folder of the build, so that Python finds that package and not this one. Leaks are those of
 # Python itself; a process that dies at exit under compilers' threads is no finding either.
@@ -76,7 +98,7 @@ bench: setup ## measure the op
 
 clean: ## remove what was built, but neither .venv nor results
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package
-	find ddetr_plugin -name '*.so' -delete
+	find ddetr_plugin -name '*.so' -delete -o -name '*.build.json' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The steps of the set-up leave stamps, so that each is repeated only when its inputs change.

@@ -9,14 +9,21 @@ FORCE_CUDA=1        build the CUDA kernels although no GPU is visible (needs nvc
 TORCH_CUDA_ARCH_LIST  GPU generations to build for, such as "8.0;9.0+PTX"; unset: all from 7.5 on
                     that nvcc knows.
 
-The CUDA kernels are a library of their own, ddetr_plugin.ops._C_cuda.
+The CUDA kernels are a library of their own, ddetr_plugin.ops._C_cuda. Beside each library lies a
+record of how it was built, _C.build.json and _C_cuda.build.json, which
+`python -m ddetr_plugin.ops` prints.
 """
 
+import hashlib
+import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -116,12 +123,75 @@ def cuda_architectures() -> list[str]:
     ]
 
 
+def first_line(*command: str) -> str:
+    """What a compiler says of itself; '' when it does not."""
+    try:
+        text = subprocess.run([*command, '--version'], capture_output=True, text=True).stdout
+    except OSError:
+        return ''
+    return text.partition('\n')[0]
+
+
+def build_record(built, library: Path, command) -> dict:
+    """What ddetr_plugin/ops/build_record.py reads: how an extension was compiled.
+
+    Args:
+        built: the extension, after its compilation.
+        library: the file that came out.
+        command: the build_ext that compiled it.
+    """
+    import torch
+    from torch.utils import cpp_extension
+
+    macros = [
+        f'-D{name}' if value is None else f'-D{name}={value}' for name, value in built.define_macros
+    ]
+    flags = built.extra_compile_args
+    compiler = shlex.split(cpp_extension.get_cxx_compiler())
+    record = {
+        'sha256': hashlib.sha256(library.read_bytes()).hexdigest(),
+        'compiler': first_line(*compiler),
+        'cxx_flags': shlex.join([*command.compiler.compiler_so[1:], *macros, *flags['cxx']]),
+        'torch': torch.__version__,
+        'torch_cuda': torch.version.cuda,
+        'cxx11_abi': torch.compiled_with_cxx11_abi(),
+        'stable_abi': '.'.join(map(str, TORCH_NEEDED)),
+        'python': platform.python_version(),
+        'platform': sysconfig.get_platform(),
+    }
+    if any(source.endswith('.cu') for source in built.sources):
+        record['nvcc'] = toolkit_version(cpp_extension.CUDA_HOME)
+        record['nvcc_flags'] = shlex.join(
+            [*macros, *cpp_extension.COMMON_NVCC_FLAGS, *flags['nvcc']]
+        )
+        record['architectures'] = os.environ['TORCH_CUDA_ARCH_LIST']
+    return record
+
+
+def build_command() -> type:
+    """torch's build_ext, which also leaves a record beside each library."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildAndRecord(BuildExtension):
+        def run(self):
+            super().run()
+            for built in self.extensions:
+                # In the source folder for an installation in place, else in the build folder.
+                library = Path(self.get_ext_fullpath(built.name))
+                record = build_record(built, library, self)
+                path = library.with_name(f'{built.name.rpartition(".")[2]}.build.json')
+                path.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+
+    return BuildAndRecord
+
+
 def extension() -> dict:
     """The setup() arguments that build ddetr_plugin.ops._C and, where wanted, ._C_cuda."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     # The stable ABI of torch 2.10: one library for this and every later torch.
-    defines = [('TORCH_TARGET_VERSION', '0x020a000000000000')]
+    major, minor = TORCH_NEEDED
+    defines = [('TORCH_TARGET_VERSION', f'0x{major:02x}{minor:02x}000000000000')]
     flags = ['-O3', '-std=c++17', '-fvisibility=hidden', '-Wall', '-Wno-psabi', '-g0']
     common = {
         'depends': [str(path) for end in ('h', 'cuh') for path in Path('ops').rglob(f'*.{end}')],
@@ -156,7 +226,7 @@ def extension() -> dict:
         )
     return {
         'ext_modules': modules,
-        'cmdclass': {'build_ext': BuildExtension},
+        'cmdclass': {'build_ext': build_command()},
         'options': {'bdist_wheel': {'py_limited_api': 'cp310'}},
     }
 

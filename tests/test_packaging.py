@@ -74,7 +74,9 @@ def test_a_wheel_built_from_the_sdist_works_elsewhere_with_the_native_op(sdist, 
     # One for every Python: the libraries hold no symbols of its.
     assert '-cp310-abi3-' in wheel.name
     with zipfile.ZipFile(wheel) as archive:
-        top = {name.split('/')[0] for name in archive.namelist()}
+        names = archive.namelist()
+    assert 'ddetr_plugin/ops/_C.build.json' in names
+    top = {name.split('/')[0] for name in names}
     assert {name for name in top if not name.endswith('.dist-info')} == {'ddetr_plugin'}
     run('-m', 'pip', 'install', *offline, '--target', target, wheel, cwd=tmp_path)
     code = (
@@ -91,3 +93,5 @@ def test_a_wheel_built_from_the_sdist_works_elsewhere_with_the_native_op(sdist, 
     assert output[0].startswith(str(target))
     # (0.25, 0.25) is the centre of the first of 2 x 2 cells, whose value is 5.
     assert output[1:] == ['None', '5.0']
+    report = run('-m', 'ddetr_plugin.ops', cwd=tmp_path, PYTHONPATH=str(target))
+    assert '    flags: ' in report and '-DTORCH_TARGET_VERSION=0x020a' in report

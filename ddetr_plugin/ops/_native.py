@@ -17,7 +17,8 @@ _LEVEL_TENSORS_KEPT = 256
 _level_tensors: dict = {}
 
 
-def _library_path(name: str) -> Path | None:
+def library_path(name: str) -> Path | None:
+    """Where the compiled library `name` lies; None where it was not built."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f'{name}{suffix}')
         if path.exists():
@@ -27,7 +28,7 @@ def _library_path(name: str) -> Path | None:
 
 def _load() -> str | None:
     """Loads the library; returns the reason when it cannot."""
-    path = _library_path('_C')
+    path = library_path('_C')
     if path is None:
         return f'ddetr_plugin.ops._C is not built (nothing beside {__file__})'
     try:
@@ -47,7 +48,7 @@ def _load_cuda() -> str | None:
         return f'torch {torch.__version__} was built without CUDA'
     if _load_error is not None:
         return 'the native operator itself is missing'
-    path = _library_path('_C_cuda')
+    path = library_path('_C_cuda')
     if path is None:
         return 'the native operator was built without CUDA'
     try:
@@ -109,8 +110,12 @@ def _warn(device: str) -> None:
 def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
     """`spatial_shapes`, pairs of integers, as the operator's (L, 2) and (L,) tensors on the CPU."""
     sizes = tuple((height, width) for height, width in spatial_shapes)
-    # Tracing wants tensors of its own, and makes some that nobody else can use.
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    # Tracing and transforms want tensors of their own, and make some that nobody else can use.
+    if (
+        torch.compiler.is_compiling()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
         return _new_level_tensors(sizes)
     tensors = _level_tensors.get(sizes)
     if tensors is None:

@@ -1,11 +1,15 @@
-"""What the compiled operators lack: gradients and shape inference. Imported once they are loaded.
+"""What the compiled operators lack: gradients here, shape inference and torch.vmap beside it.
 
-Gradients are `autograd.Function`s at the dispatcher's Autograd key: `torch.compile` and export see
-one operator, and an eager call costs half of what `torch.library.register_autograd` adds.
+Imported once the operators are loaded. Gradients are `autograd.Function`s at the dispatcher's
+Autograd key: `torch.compile` and export see one operator, an eager call costs half of what
+`torch.library.register_autograd` adds, and torch.func's transforms nest.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from ddetr_plugin.ops import _batching, _fake_kernels  # noqa: F401  (they register, too)
 
 _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
@@ -18,12 +22,25 @@ _relu_dropout_backward = torch.ops.ddetr_plugin.relu_dropout_backward.default
 _library = torch.library.Library('ddetr_plugin', 'IMPL')
 
 
+def _below_autograd(operator, *arguments):
+    """Inside an `autograd.Function`: what the operator does without this derivative."""
+    if not torch._C._are_functorch_transforms_active():
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+    # The Function has switched off derivatives; those of transforms further out are still wanted.
+    with (
+        torch.enable_grad(),
+        forward_ad._set_fwd_grad_enabled(True),
+        torch._C._AutoDispatchBelowAutograd(),
+    ):
+        return operator(*arguments)
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         ctx.save_for_backward(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return _forward(*arguments)
+        return _below_autograd(_forward, *arguments)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -36,8 +53,7 @@ class _Forward(torch.autograd.Function):
 class _FusedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _fused_forward(*arguments)
+        output = _below_autograd(_fused_forward, *arguments)
         # The output saves a second pass over the values: the softmax's gradient needs
         # <grad_output, output>.
         ctx.save_for_backward(output, *arguments)
@@ -63,8 +79,7 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx, x, seed, p):
         ctx.save_for_backward(seed)
         ctx.p = p
-        with torch._C._AutoDispatchBelowAutograd():
-            return _dropout(x, seed, p)
+        return _below_autograd(_dropout, x, seed, p)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -76,8 +91,7 @@ class _DropoutAdd(torch.autograd.Function):
     def forward(ctx, x, residual, seed, p):
         ctx.save_for_backward(seed)
         ctx.p, ctx.dtype = p, x.dtype
-        with torch._C._AutoDispatchBelowAutograd():
-            return _dropout_add(x, residual, seed, p)
+        return _below_autograd(_dropout_add, x, residual, seed, p)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -90,8 +104,7 @@ class _DropoutAdd(torch.autograd.Function):
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, seed, p):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = _relu_dropout(x, seed, p)
+        output = _below_autograd(_relu_dropout, x, seed, p)
         ctx.save_for_backward(output)
         ctx.p = p
         return output
@@ -101,14 +114,13 @@ class _ReluDropout(torch.autograd.Function):
         return _relu_dropout_backward(grad_output, *ctx.saved_tensors, ctx.p), None, None
 
 
-def _without_derivative(operator, instead='ms_deform_attn_reference'):
+def _without_derivative(operator, instead):
     """The `autograd.Function` of an operator whose result cannot be differentiated."""
 
     class Refusing(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
+            return _below_autograd(operator, *arguments)
 
         @staticmethod
         def backward(ctx, *grads):
@@ -120,14 +132,41 @@ def _without_derivative(operator, instead='ms_deform_attn_reference'):
     return Refusing
 
 
+def _refuse_tangents(operator, arguments):
+    """Raises where forward-mode differentiation is under way and would lose a tangent here."""
+    if torch._C._is_fwd_grad_enabled() and any(
+        forward_ad.unpack_dual(argument).tangent is not None
+        for argument in arguments
+        if isinstance(argument, Tensor)
+    ):
+        raise NotImplementedError(
+            f'{operator} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, dual '
+            'tensors); reverse mode is supported: backward(), torch.func.grad, vjp, jacrev'
+        )
+
+
+def _apply(function, arguments):
+    """`function.apply`, also at one level of torch.func's transforms."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    from torch._functorch.autograd_function import enable_single_level_autograd_function
+
+    # The dispatcher has come to this level and will go to the next one below autograd; Function's
+    # own `apply` would start again at the innermost one.
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*arguments)
+
+
 def _differentiable(function, operator):
     """The Autograd kernel: `function` where a gradient is wanted, else straight to `operator`."""
 
     def kernel(*arguments):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(operator, arguments)
         if torch.is_grad_enabled() and any(
             argument.requires_grad for argument in arguments if isinstance(argument, Tensor)
         ):
-            return function.apply(*arguments)
+            return _apply(function, arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
@@ -136,9 +175,17 @@ def _differentiable(function, operator):
 
 for _name, _function, _operator in (
     ('ms_deform_attn_forward', _Forward, _forward),
-    ('ms_deform_attn_backward', _without_derivative(_backward), _backward),
+    (
+        'ms_deform_attn_backward',
+        _without_derivative(_backward, 'ms_deform_attn_reference'),
+        _backward,
+    ),
     ('ms_deform_attn_fused_forward', _FusedForward, _fused_forward),
-    ('ms_deform_attn_fused_backward', _without_derivative(_fused_backward), _fused_backward),
+    (
+        'ms_deform_attn_fused_backward',
+        _without_derivative(_fused_backward, 'ms_deform_attn_fused_reference'),
+        _fused_backward,
+    ),
     ('dropout', _Dropout, _dropout),
     ('dropout_add', _DropoutAdd, _dropout_add),
     ('relu_dropout', _ReluDropout, _relu_dropout),
@@ -149,160 +196,3 @@ for _name, _function, _operator in (
     ),
 ):
     _library.impl(_name, _differentiable(_function, _operator), 'Autograd')
-
-
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_forward')
-def _forward_fake(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    batch, _, heads, channels = value.shape
-    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
-
-
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_backward')
-def _backward_fake(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    _check_fake_output('grad_output', grad_output, value, sampling_locations)
-    return (
-        value.new_empty(value.shape),
-        sampling_locations.new_empty(sampling_locations.shape),
-        attention_weights.new_empty(attention_weights.shape),
-    )
-
-
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_forward')
-def _fused_forward_fake(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> Tensor:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
-    _check_fake_reference(reference_points, sampling_offsets)
-    batch, _, heads, channels = value.shape
-    return value.new_empty(batch, sampling_offsets.shape[1], heads * channels)
-
-
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_backward')
-def _fused_backward_fake(
-    grad_output: Tensor,
-    output: Tensor,
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-    reference_grad: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
-    _check_fake_reference(reference_points, sampling_offsets)
-    for name, tensor in (('grad_output', grad_output), ('output', output)):
-        _check_fake_output(name, tensor, value, sampling_offsets)
-    return (
-        value.new_empty(value.shape),
-        sampling_offsets.new_empty(sampling_offsets.shape),
-        attention_logits.new_empty(attention_logits.shape),
-        reference_points.new_empty(reference_points.shape if reference_grad else (0,)),
-    )
-
-
-@torch.library.register_fake('ddetr_plugin::dropout')
-def _dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.register_fake('ddetr_plugin::dropout_add')
-def _dropout_add_fake(x: Tensor, residual: Tensor, seed: Tensor, p: float) -> Tensor:
-    torch._check(
-        x.shape == residual.shape,
-        lambda: f'residual must be {tuple(x.shape)}, got {tuple(residual.shape)}',
-    )
-    return residual.new_empty(residual.shape)
-
-
-@torch.library.register_fake('ddetr_plugin::relu_dropout')
-def _relu_dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.register_fake('ddetr_plugin::relu_dropout_backward')
-def _relu_dropout_backward_fake(grad_output: Tensor, output: Tensor, p: float) -> Tensor:
-    return output.new_empty(output.shape)
-
-
-def _check_fake_output(name, tensor, value, points):
-    batch, _, heads, channels = value.shape
-    wanted = (batch, points.shape[1], heads * channels)
-    torch._check(
-        tensor.shape == wanted,
-        lambda: f'{name} must be (B, Q, M * D) = {wanted}, got {tuple(tensor.shape)}',
-    )
-
-
-def _check_fake_reference(reference, offsets):
-    shape = reference.shape
-    batch, queries, _, levels = offsets.shape[:4]
-    torch._check(
-        len(shape) == 4
-        and (shape[0] == 1 or shape[0] == batch)
-        and shape[1] == queries
-        and shape[2] == levels
-        and (shape[3] == 2 or shape[3] == 4),
-        lambda: (
-            f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {batch}, Q={queries}, '
-            f'L={levels}, got {tuple(shape)}'
-        ),
-    )
-
-
-def _check_fake(value, spatial_shapes, level_start_index, points, weights):
-    """The shape checks of ops/ms_deform_attn.h, so that tracing refuses what running would."""
-    torch._check(value.dim() == 4, lambda: f'value must be (B, S, M, D), got {tuple(value.shape)}')
-    torch._check(
-        spatial_shapes.dim() == 2 and spatial_shapes.shape[1] == 2,
-        lambda: f'spatial_shapes must be (L, 2), got {tuple(spatial_shapes.shape)}',
-    )
-    levels = spatial_shapes.shape[0]
-    torch._check(
-        level_start_index.dim() == 1 and level_start_index.shape[0] == levels,
-        lambda: (
-            f'level_start_index must be (L,) with L={levels}, got {tuple(level_start_index.shape)}'
-        ),
-    )
-    batch, _, heads, _ = value.shape
-    shape = points.shape
-    torch._check(
-        len(shape) == 6
-        and shape[0] == batch
-        and shape[2] == heads
-        and shape[3] == levels
-        and shape[5] == 2,
-        lambda: (
-            f'sampling locations or offsets must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
-            f'L={levels}, got {tuple(shape)}'
-        ),
-    )
-    torch._check(
-        weights.shape == shape[:-1],
-        lambda: (
-            f'attention weights or logits must be (B, Q, M, L, P) like {tuple(shape)}, '
-            f'got {tuple(weights.shape)}'
-        ),
-    )

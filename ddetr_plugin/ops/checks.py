@@ -135,8 +135,7 @@ def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
                     f'level_start_index must be (L,) int64, got {tuple(starts.shape)} '
                     f'{starts.dtype}'
                 )
-            readable = starts.device.type == 'cpu' and not torch.compiler.is_compiling()
-            starts = starts.tolist() if readable and type(starts) is Tensor else None
+            starts = starts.tolist() if _is_readable(starts) else None
         return _check_level_numbers(spatial_shapes, starts, tokens)
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] < 1:
         raise ValueError(
@@ -152,7 +151,6 @@ def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
         raise ValueError(
             f'level_start_index must be (L,) = ({levels},), got {tuple(level_start_index.shape)}'
         )
-    on_host = not torch.compiler.is_compiling()
     for name, tensor in (
         ('spatial_shapes', spatial_shapes),
         ('level_start_index', level_start_index),
@@ -164,10 +162,19 @@ def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
                 f'{name} must be on the device of value, {device}, or on the CPU, '
                 f'got {tensor.device}'
             )
-        on_host = on_host and tensor.device.type == 'cpu' and type(tensor) is Tensor
-    if on_host:
+    if _is_readable(spatial_shapes) and _is_readable(level_start_index):
         _check_level_numbers(spatial_shapes.tolist(), level_start_index.tolist(), tokens)
     return levels
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether its numbers are in host memory: not traced, nor in a transform of torch.func."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def _check_level_numbers(sizes, starts, tokens) -> int:

@@ -22,7 +22,8 @@ def ms_deform_attn(
     A sample between cells mixes its four neighbours; neighbours outside the map count as zero
     (`grid_sample` with ``align_corners=False, padding_mode='zeros'``). A location that is NaN or
     infinite reads zero and receives no gradient. Coordinates, weights and sums are never below
-    float32. Once differentiable.
+    float32. Once differentiable, in reverse mode, also by torch.func.grad, vjp, jacrev and under
+    vmap; forward mode and second derivatives raise.
 
     Args:
         value: (B, S, M, D) float; projected features, padded tokens already zero.
@@ -40,6 +41,7 @@ def ms_deform_attn(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        NotImplementedError: an argument has a tangent of forward-mode differentiation.
     """
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     if not _native.is_available(value):
@@ -69,7 +71,8 @@ def ms_deform_attn_fused(
     The weights are the softmax of the logits over a head's L*P points. A point lies at
     ``(x, y) + offset / (W_l, H_l)`` of a reference (x, y), and at
     ``(cx, cy) + offset / P * (w, h) / 2`` of a reference (cx, cy, w, h) (A.4 of
-    arXiv:2010.04159). Neither locations nor weights are ever in memory. Once differentiable.
+    arXiv:2010.04159). Neither locations nor weights are ever in memory. Differentiable
+    as `ms_deform_attn` is.
 
     Args:
         value: as for `ms_deform_attn`.
@@ -88,6 +91,7 @@ def ms_deform_attn_fused(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        NotImplementedError: an argument has a tangent of forward-mode differentiation.
     """
     check_fused_arguments(
         value,
