@@ -20,8 +20,9 @@ from ddetr_plugin.checkpoints.classes import (
 )
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
-from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, import_state
+from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
@@ -108,15 +109,14 @@ def to_ours(
         if dialect == 'hf':
             _untie_class_heads(ours, layout, notes)
     problems = [f'left over: {name}' for name in left]
-    if dialect != OURS:
-        problems += [f'missing: {name}' for name in expected_names(layout) if name not in ours]
+    if target is None:
+        problems += misfits_alone(ours, dialect, layout, notes)
 
     names, rows, dropped = _map_classes(ours, source.meta, target, classes, target_classes, notes)
     if target is not None:
-        problems = [p for p in problems if not p.startswith('missing')]
-        problems += _misfits(ours, target, layout, wanted)
+        problems += misfits(ours, target, layout, wanted)
     if problems and not allow_missing:
-        raise ValueError(_explain(problems, dialect, layout))
+        raise ValueError(explain(problems, dialect, layout, alone=target is None))
     return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
 
 
@@ -154,7 +154,12 @@ def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]
 
 
 def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None) -> int:
-    """Adds zero biases where mmdet has none and the target, if there is one, wants them."""
+    """Adds zero biases where mmdet has none and the target, if there is one, wants them.
+
+    A neck that has some has all of them, or the file is damaged.
+    """
+    if any(map(is_neck_bias, ours)):
+        return 0
     filled = 0
     for name in [n for n in ours if re.fullmatch(r'neck\.(extra_)?convs\.\d+\.conv\.weight', n)]:
         bias = name.removesuffix('weight') + 'bias'
@@ -162,36 +167,6 @@ def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None
             ours[bias] = ours[name].new_zeros(len(ours[name]))
             filled += 1
     return filled
-
-
-def _misfits(
-    ours: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    layout: Layout,
-    wanted: Layout | None,
-) -> list[str]:
-    problems = []
-    if wanted is not None and layout.variant != wanted.variant:
-        problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
-    for name, tensor in target.items():
-        if name not in ours:
-            if not name.endswith(COUNTER):
-                problems.append(f'missing: {name}')
-        elif ours[name].shape != tensor.shape:
-            problems.append(
-                f'shape: {name} is {tuple(ours[name].shape)}, the model has {tuple(tensor.shape)}'
-            )
-    problems += [f'left over: {n}' for n in ours if n not in target and not n.endswith(COUNTER)]
-    return problems
-
-
-def _explain(problems: Sequence[str], dialect: str, layout: Layout) -> str:
-    return (
-        f'the weights ({dialect}, {layout.variant}: {layout.encoder_layers} encoder and '
-        f'{layout.decoder_layers} decoder layers, {layout.levels} levels) do not fit; '
-        f'{len(problems)} problems:\n  ' + '\n  '.join(problems) + '\n'
-        'Give the config of the same variant and size, or --allow-missing to go on without these'
-    )
 
 
 def _map_classes(

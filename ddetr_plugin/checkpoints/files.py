@@ -207,9 +207,12 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
     elif averages:
         left.append(f'{averages[0]} (an average of the weights; --ema takes it instead)')
 
-    state, averaged = {}, 0
+    state: dict[str, Tensor] = {}
+    others, averaged = [], 0
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
+            if weights is not content or name not in (*AVERAGES, 'meta'):
+                others.append(str(name))
             continue
         name = _PREFIX.sub('', str(name))
         # mmdet's ExpMomentumEMAHook keeps averages as buffers: ema_backbone_conv1_weight.
@@ -219,6 +222,9 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
             state[name] = tensor
     if averaged:
         left.append(f'{averaged} averages as buffers ema_*')
+    if others:
+        more = f' and {len(others) - 8} more' if len(others) > 8 else ''
+        left.append(f'{", ".join(others[:8])}{more} (among the weights, but no tensors)')
     if weights is not content:
         left += [str(k) for k in content if k not in (*WEIGHTS, *AVERAGES, 'meta')]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.names import with_common_names, with_transformers_resnet
+from ddetr_plugin.checkpoints.resnets import RESNETS
 
 __all__ = [
     'largest_difference',
@@ -98,16 +99,6 @@ def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
     )
 
 
-# depth: (blocks of the stages, whether they are bottlenecks)
-_RESNETS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-}
-
-
 def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """transformers' DeformableDetrForObjectDetection with the sizes of our model config.
 
@@ -130,7 +121,7 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
             'the comparison with transformers needs a ResNet without dilation, got '
             f'{backbone["type"]} with dilations={backbone.get("dilations")}'
         )
-    depths, bottleneck = _RESNETS[backbone['depth']]
+    depths, bottleneck = RESNETS[backbone['depth']]
     base = backbone.get('base_channels', 64)
     two_stage = 'TwoStage' in config['query_head']['type']
     queries = config['query_head']['num_queries']

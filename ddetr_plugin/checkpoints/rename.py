@@ -10,11 +10,16 @@ from ddetr_plugin.checkpoints.classes import with_official_rows
 from ddetr_plugin.checkpoints.detect import OURS, detect_layout, same_bits
 from ddetr_plugin.checkpoints.names import Layout, module_names, translate
 
-__all__ = ['COUNTER', 'expected_names', 'export', 'import_state']
+__all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
 
 COUNTER = 'num_batches_tracked'
 _QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
 _NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
+
+
+def is_neck_bias(name: str) -> bool:
+    """Whether a parameter, by our name, is a bias before a norm in the neck (D1)."""
+    return _NECK_BIAS.fullmatch(name) is not None
 
 
 def import_state(
@@ -78,7 +83,7 @@ def export(
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
     if coco and dialect in ('official', 'hf'):
         state = with_official_rows(state, dropped or {})
-    biases = [name for name in state if _NECK_BIAS.fullmatch(name)]
+    biases = [name for name in state if is_neck_bias(name)]
     if dialect == 'mmdet' and not any(state[name].any() for name in biases):
         # mmdet's neck has none by default, and zeros do nothing.
         state = {k: v for k, v in state.items() if k not in biases}
@@ -115,6 +120,9 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, qkv in parts.items():
         if len(qkv) == 3:
             fused[name] = torch.cat([qkv[x] for x in 'qkv'])
+        else:  # to be reported as left over
+            stem, _, kind = name.rpartition('in_proj_')
+            fused.update((f'{stem}{x}_proj.{kind}', part) for x, part in qkv.items())
     return fused
 
 

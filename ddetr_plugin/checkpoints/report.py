@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ddetr_plugin.checkpoints.convert import Conversion, checksum
 from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.fit import backbone_depth
 
 __all__ = ['describe']
 
@@ -44,12 +45,14 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
         True: 'dilated backbone (DC5)',
         False: 'backbone not dilated',
     }[source.dilated if source.dilated is not None else source.meta.get('dilation')]
+    depth = backbone_depth(state)
+    backbone = 'another backbone than a ResNet' if depth is None else f'ResNet-{depth}'
     numbers = sum(tensor.numel() for tensor in state.values())
     lines = [
         f'written by: {conversion.dialect}',
         f'variant: {layout.variant}; {dilation}',
         f'layers: {layout.encoder_layers} encoder, {layout.decoder_layers} decoder; levels: '
-        f'{layout.levels}, {layout.inputs} from the backbone; {_sizes(state)}',
+        f'{layout.levels}, {layout.inputs} from the backbone ({backbone}); {_sizes(state)}',
         f'tensors: {len(state)} from {len(source.state)}, {numbers:,} numbers, checksum '
         f'{checksum(state)}',
     ]

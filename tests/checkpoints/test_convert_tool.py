@@ -206,6 +206,23 @@ def test_what_is_wrong_is_said_in_one_message(failure, tmp_path):
     assert not out.exists()
 
 
+def test_a_file_of_ours_is_checked_without_a_config(failure, tmp_path):
+    state = build(bridge_config('base')).state_dict()
+    state['backbone.fc.weight'] = state.pop('backbone.layer1.0.bn1.bias')
+    torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'ours.pth')
+    said = failure(tmp_path / 'ours.pth', tmp_path / 'out.pth', '--to', 'official')
+    assert 'missing: backbone.layer1.0.bn1.bias' in said
+    assert 'left over: backbone.fc.weight' in said
+
+
+def test_entries_that_are_no_tensors_are_named(run, tmp_path):
+    state = export(build(bridge_config('base')).state_dict(), 'official')
+    torch.save({'model': {**state, 'version': 3, 'note': 'x'}}, tmp_path / 'x.pth')
+    report = run(tmp_path / 'x.pth', tmp_path / 'out.pth')
+    assert 'not converted: version, note (among the weights, but no tensors)' in report
+    assert 'from the backbone (ResNet-18)' in report
+
+
 def test_missing_weights_can_be_allowed(run, tmp_path):
     official = tmp_path / 'official.pth'
     state = write_official(official)
