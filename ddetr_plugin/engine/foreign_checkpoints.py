@@ -1,5 +1,6 @@
 """`load_from` with weights of other implementations or for other classes."""
 
+import logging
 from collections.abc import Mapping
 
 from mmengine.hooks import Hook
@@ -45,8 +46,8 @@ class ForeignCheckpointHook(Hook):
     Without it our detector still takes weights of other implementations, but knows no class names:
     of those it maps COCO's 91 official rows to its 80 only. With it, rows move by the names that
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
-    start fresh, and the log says which. Rows of our own checkpoints move only if the model has
-    another number of classes, or the same classes in another order. Resuming changes nothing.
+    start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
+    not say which classes they know, the rows stay where they are. Resuming changes nothing.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -88,4 +89,7 @@ class ForeignCheckpointHook(Hook):
             if shapes.get(name, tensor.shape) == tensor.shape
         }
         lines = '\n  '.join(describe(converted, source))
-        print_log(f'Converted the checkpoint:\n  {lines}', logger='current')
+        # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
+        lost = converted.rows is not None and not any(row is not None for row in converted.rows)
+        level = logging.WARNING if lost else logging.INFO
+        print_log(f'Converted the checkpoint:\n  {lines}', logger='current', level=level)

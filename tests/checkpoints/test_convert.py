@@ -280,9 +280,104 @@ def test_the_same_classes_in_another_order_are_put_in_order():
     state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
     target = empty('base', 3).state_dict()
     assert to_ours(state, target=target, target_classes=('cow', 'cat', 'dog')).rows == (2, 0, 1)
-    # Other names may be other words for the same classes: rows stay.
-    assert to_ours(state, target=target, target_classes=('cow', 'cat', 'hound')).rows is None
     assert to_ours(state, target=target, target_classes=('cat', 'dog', 'cow')).rows is None
+
+
+def test_as_many_classes_of_other_names_move_by_name_and_the_rest_starts_fresh():
+    model = ours('base', 3)
+    state = source(model.state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    target = empty('base', 3).state_dict()
+    result = to_ours(state, target=target, target_classes=('cow', 'cat', 'hound'))
+    assert result.rows == (2, 0, None)
+    assert result.classes == ('cow', 'cat', 'hound')
+    assert any(note.endswith('fresh: hound') for note in result.notes)
+    bias = 'bbox_head.cls_branches.0.bias'
+    assert torch.equal(result.state[bias][:2], model.state_dict()[bias][[2, 0]])
+    assert result.state[bias][2].sigmoid().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize('count', [3, 2])
+def test_where_no_name_is_known_every_class_starts_fresh_and_that_is_said(count):
+    state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    target = empty('base', count).state_dict()
+    result = to_ours(state, target=target, target_classes=('bolt', 'nut', 'cog')[:count])
+    assert result.rows == (None,) * count
+    (note,) = [note for note in result.notes if 'every class starts fresh' in note]
+    assert '(cat, dog, cow)' in note
+    kept = to_ours(
+        state, target=empty('base', 3).state_dict(), classes='keep', target_classes=('a', 'b', 'c')
+    )
+    assert kept.rows is None
+
+
+def test_rows_of_nobody_knows_which_classes_stay_where_they_are():
+    """Where the file gives no names, position is all there is."""
+    state = source(ours('base', 3).state_dict())
+    result = to_ours(state, target=empty('base', 3).state_dict(), target_classes=('a', 'b', 'c'))
+    assert result.rows is None
+    assert result.classes == ('a', 'b', 'c')
+    assert any('do not say which classes their 3 rows are' in note for note in result.notes)
+
+
+def test_names_that_differ_in_case_alone_are_different_classes():
+    letters = ('A', 'a', 'b')
+    state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=letters))
+    target = empty('base', 3).state_dict()
+    assert to_ours(state, target=target, target_classes=letters).rows is None
+    assert to_ours(state, target=target, target_classes=('a', 'A', 'B')).rows == (1, 0, 2)
+    # Which of the two is meant cannot be told.
+    mixed = to_ours(source(state.state, row_names=['Ab', 'aB', 'c']), classes=('AB', 'C'))
+    assert mixed.rows == (None, 2)
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(CLASSES=('cat', 'dog', 'cow')),
+        dict(dataset_meta=dict(CLASSES=('cat', 'dog', 'cow'))),
+        dict(dataset_meta=None, CLASSES=['cat', 'dog', 'cow']),
+        dict(row_names=['cat', 'dog', 'cow'], dataset_meta=dict(classes=('x', 'y', 'z'))),
+    ],
+)
+def test_class_names_are_found_in_the_meta_data_of_every_release(meta):
+    result = to_ours(source(ours('base', 3).state_dict(), **meta), classes=('cow', 'cat'))
+    assert result.rows == (2, 0)
+
+
+@pytest.mark.parametrize('classes', [None, 7, ('cat',), 'cat', torch.zeros(3)])
+def test_meta_data_that_name_no_class_for_each_row_are_no_names(classes):
+    meta = dict(dataset_meta=dict(classes=classes))
+    result = to_ours(source(ours('base', 3).state_dict(), **meta))
+    assert result.classes is None
+
+
+def test_the_official_rows_are_known_whatever_the_gaps_are_called():
+    """Some files of transformers have the names of the categories that COCO gave up."""
+    names = ['N/A' if name is None else name for name in coco_rows()]
+    names[12], names[83] = 'street sign', 'blender'
+    model, state = released('base', 'hf')
+    result = to_ours(source(state, row_names=names))
+    assert result.rows == OFFICIAL_TO_COCO
+    assert result.classes == coco_classes()
+    # Other 91 classes are no COCO.
+    names[1] = 'human'
+    assert to_ours(source(state, row_names=names)).rows is None
+
+
+@pytest.mark.parametrize('name', ['cls_branches.0.bias', 'cls_branches.2.weight'])
+def test_damaged_class_heads_are_refused(name):
+    _, state = released('two-stage', 'mmdet')
+    name = f'bbox_head.{name}'
+    with pytest.raises(ValueError, match='the file is damaged'):
+        to_ours(source({**state, name: torch.zeros(())}))
+
+
+def test_class_heads_of_different_sizes_are_refused():
+    _, state = released('refine', 'official')
+    for part in ('weight', 'bias'):
+        state[f'class_embed.1.{part}'] = state[f'class_embed.1.{part}'][:80]
+    with pytest.raises(ValueError, match=r'different numbers of rows, \[80, 91\]'):
+        to_ours(source(state))
 
 
 def test_classes_that_cannot_be_mapped_say_why():
@@ -290,7 +385,7 @@ def test_classes_that_cannot_be_mapped_say_why():
     with pytest.raises(ValueError, match='20 class rows and do not say of which classes'):
         converted(state, 'base', 2, classes=('a', 'b'))
     with pytest.raises(ValueError, match='unique, got cat'):
-        converted(released('base', 'official')[1], 'base', 2, classes=('Cat', 'cat'))
+        converted(released('base', 'official')[1], 'base', 2, classes=('cat', 'cat'))
     named = to_ours(source(state), classes=tuple(f'class {i}' for i in range(20)))
     assert named.rows is None
     assert named.classes[3] == 'class 3'

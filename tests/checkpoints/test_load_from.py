@@ -129,6 +129,19 @@ def test_our_own_weights_move_to_other_classes_too(tiny_job, tmp_path):
     assert torch.equal(runner.model.encoder.level_embed, old.encoder.level_embed)
 
 
+def test_as_many_classes_of_other_names_start_fresh_with_a_warning(tiny_job, tmp_path):
+    path = with_classes(tiny_job(), ('bolt', 'nut', 'cog'))
+    old = noisy(Config.fromfile(path).model)
+    meta = {'dataset_meta': {'CLASSES': ('square', 'bar', 'post')}}
+    torch.save({'state_dict': old.state_dict(), 'meta': meta}, tmp_path / 'ours.pth')
+    runner = loaded(path, load_from=str(tmp_path / 'ours.pth'))
+    bias = runner.model.bbox_head.cls_branches[0].bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01), rtol=1e-3, atol=0)
+    # Nothing below a warning is in this log.
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert 'none of the wanted classes is among those of the weights (square, bar, post)' in log
+
+
 def test_our_own_checkpoint_is_not_touched(tiny_job, tmp_path):
     """Neither when resuming, nor as load_from with the classes it was trained on."""
     path = tiny_job(train_cfg=dict(max_epochs=1, val_begin=2))
