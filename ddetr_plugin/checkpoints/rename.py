@@ -68,6 +68,8 @@ def export(
 ) -> dict[str, Tensor]:
     """Our weights in the names of another implementation, aliases included.
 
+    Biases of the neck that ours has not are zeros (D1), and zeros are left out for mmdet.
+
     Args:
         state: by our names.
         dialect: one of `DIALECTS`.
@@ -77,16 +79,14 @@ def export(
         dropped: as in `Conversion`.
 
     Raises:
-        ValueError: a tensor has no name there.
+        ValueError: a tensor has no name there, or another meaning.
     """
     layout = layout or detect_layout(state, OURS)
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
     if coco and dialect in ('official', 'hf'):
         state = with_official_rows(state, dropped or {})
-    biases = [name for name in state if is_neck_bias(name)]
-    if dialect == 'mmdet' and not any(state[name].any() for name in biases):
-        # mmdet's neck has none by default, and zeros do nothing.
-        state = {k: v for k, v in state.items() if k not in biases}
+    _require_paper_queries(state)
+    state = _with_their_neck_bias(state, dialect)
 
     names = module_names(dialect, layout)
     theirs = {**names.theirs, 'backbone': names.backbone}
@@ -106,6 +106,32 @@ def export(
         for alias in others.get(module, ()):
             result[f'{alias}.{parameter}'] = tensor
     return _split_qkv(result) if dialect == 'hf' else result
+
+
+def _require_paper_queries(state: Mapping[str, Tensor]) -> None:
+    """Refuse queries that other implementations cannot make from the same weights."""
+    embedding = state.get('query_head.pos_trans_fc.weight')
+    if embedding is not None and len(embedding) != embedding.shape[1]:
+        raise ValueError(
+            'query_head.pos_trans_fc embeds the position only, as ContentTwoStageHead does; other '
+            "implementations know the paper's TwoStageHead alone"
+        )
+
+
+def _with_their_neck_bias(state: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """Zeros for biases that a neck of ours may be built without, and all but mmdet have (D1)."""
+    if dialect == 'mmdet':
+        biases = [name for name in state if is_neck_bias(name)]
+        # Its neck has none by default, and zeros do nothing.
+        without = not any(state[name].any() for name in biases)
+        return {k: v for k, v in state.items() if not (without and k in biases)}
+    result = {}
+    for name, tensor in state.items():
+        result[name] = tensor
+        bias = name.removesuffix('weight') + 'bias'
+        if is_neck_bias(bias) and bias not in state:
+            result[bias] = tensor.new_zeros(len(tensor))
+    return result
 
 
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

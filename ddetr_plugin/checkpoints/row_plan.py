@@ -24,14 +24,15 @@ def source_classes(meta: Mapping, rows: int) -> list[str | None] | None:
     """What the rows of a class head stand for, as far as the file or their number says.
 
     Args:
-        meta: of a `Source`; the names are its `row_names`, or what mmdet writes: `classes` of its
-            `dataset_meta`, or, in older files, `CLASSES`.
+        meta: of a `Source`; the names are what mmdet writes, `classes` of its `dataset_meta` or, in
+            older files, `CLASSES`; else its `row_names`.
         rows: their number.
     """
-    names = meta.get('row_names')
+    names = None
     for holder in (meta.get('dataset_meta'), meta):
         if names is None and isinstance(holder, Mapping):
             names = {str(key).lower(): value for key, value in holder.items()}.get('classes')
+    names = meta.get('row_names') if names is None else names
     if isinstance(names, (list, tuple)) and len(names) == rows:
         return coco_rows() if _are_official(names) else list(names)
     if rows == OFFICIAL_ROWS:

@@ -7,7 +7,14 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
-from ddetr_plugin.checkpoints import OURS, describe, detect_dialect, to_ours, unwrap
+from ddetr_plugin.checkpoints import (
+    OURS,
+    describe,
+    detect_dialect,
+    dilation_mismatch,
+    to_ours,
+    unwrap,
+)
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['ForeignCheckpointHook', 'dataset_classes']
@@ -47,7 +54,8 @@ class ForeignCheckpointHook(Hook):
     of those it maps COCO's 91 official rows to its 80 only. With it, rows move by the names that
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
     start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
-    not say which classes they know, the rows stay where they are. Resuming changes nothing.
+    not say which classes they know, the rows stay where they are. It warns where the file is of a
+    dilated backbone and the model is not, or the other way round. Resuming changes nothing.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -80,6 +88,8 @@ class ForeignCheckpointHook(Hook):
             target_classes=dataset_classes(runner.cfg),
             allow_missing=self.allow_missing or dialect == OURS,
         )
+        for line in dilation_mismatch(source, dialect, model.backbone):
+            print_log(line, logger='current', level=logging.WARNING)
         if dialect == OURS and converted.rows is None:
             return
         shapes = {name: tensor.shape for name, tensor in target.items()}

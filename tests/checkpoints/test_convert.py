@@ -3,11 +3,17 @@
 import pytest
 import torch
 from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
+from builders import build
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import OURS, export, to_ours
 from ddetr_plugin.checkpoints.classes import COCO_GAPS, OFFICIAL_TO_COCO, coco_classes, coco_rows
-from ddetr_plugin.checkpoints.libraries import largest_difference, mmdet_model, with_rows
+from ddetr_plugin.checkpoints.libraries import (
+    largest_difference,
+    mmdet_model,
+    predict_with,
+    with_rows,
+)
 from ddetr_plugin.registry import MODELS
 
 COUNTER = ('num_batches_tracked',)
@@ -85,6 +91,33 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     assert to_ours(source(theirs), target=model.state_dict()).problems == []
     with pytest.raises(ValueError, match=r'left over: neck\.convs\.0\.conv\.bias'):
         to_ours(source(released('base', 'official', 5)[1]), target=model.state_dict())
+
+
+@pytest.mark.parametrize('dialect', ['official', 'hf', 'detrex'])
+def test_a_model_without_bias_is_written_with_zeros_where_others_have_one(dialect):
+    """D1: their models have a bias there and would miss it."""
+    model = build(bridge_config('base', neck=dict(bias=False)))
+    complete = released('base', dialect, 5)[1]
+    state = export(model.state_dict(), dialect)
+    assert list(state) == list(complete)
+    biases = [n for n in state if n not in export(model.state_dict(), dialect) or 'proj.0.0.b' in n]
+    names = {'detrex': 'neck.convs.0.conv.bias', 'hf': 'model.input_proj.0.0.bias'}
+    assert not state[names.get(dialect, 'input_proj.0.0.bias')].any()
+    assert biases or dialect == 'detrex'
+    back = to_ours(source(state), target=empty('base').state_dict())
+    inputs = torch.randn(1, 3, 64, 96)
+    filled = empty('base')
+    filled.load_state_dict(back.state)
+    for one, other in zip(*(predict_with(m, inputs, [(64, 96)]) for m in (model, filled))):
+        assert torch.equal(one, other)
+
+
+def test_queries_that_are_not_the_papers_are_not_written_for_others():
+    config = bridge_config('two-stage')
+    config.query_head.type = 'ddetr_plugin.ContentTwoStageHead'
+    state = MODELS.build(config).state_dict()
+    with pytest.raises(ValueError, match="paper's TwoStageHead"):
+        export(state, 'official')
 
 
 @pytest.mark.parametrize('dialect', ['official', 'hf'])
@@ -336,7 +369,8 @@ def test_names_that_differ_in_case_alone_are_different_classes():
         dict(CLASSES=('cat', 'dog', 'cow')),
         dict(dataset_meta=dict(CLASSES=('cat', 'dog', 'cow'))),
         dict(dataset_meta=None, CLASSES=['cat', 'dog', 'cow']),
-        dict(row_names=['cat', 'dog', 'cow'], dataset_meta=dict(classes=('x', 'y', 'z'))),
+        dict(dataset_meta=None, row_names=['cat', 'dog', 'cow']),
+        dict(dataset_meta=dict(classes=('cat', 'dog', 'cow')), row_names=['x', 'y', 'z']),
     ],
 )
 def test_class_names_are_found_in_the_meta_data_of_every_release(meta):
@@ -362,6 +396,14 @@ def test_the_official_rows_are_known_whatever_the_gaps_are_called():
     # Other 91 classes are no COCO.
     names[1] = 'human'
     assert to_ours(source(state, row_names=names)).rows is None
+
+
+@pytest.mark.parametrize('shape', [(), (64,), (1, 4, 64)])
+def test_a_level_embedding_of_another_shape_is_refused(shape):
+    _, state = released('base', 'official')
+    state['transformer.level_embed'] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r'expected \(levels, channels\)'):
+        to_ours(source(state))
 
 
 @pytest.mark.parametrize('name', ['cls_branches.0.bias', 'cls_branches.2.weight'])

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner, load_checkpoint
 
-from ddetr_plugin.checkpoints import export
+from ddetr_plugin.checkpoints import export, write_checkpoint
 from ddetr_plugin.checkpoints.classes import coco_rows
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
@@ -140,6 +141,28 @@ def test_as_many_classes_of_other_names_start_fresh_with_a_warning(tiny_job, tmp
     # Nothing below a warning is in this log.
     log = next(tmp_path.glob('work/*/*.log')).read_text()
     assert 'none of the wanted classes is among those of the weights (square, bar, post)' in log
+
+
+@pytest.mark.parametrize('dilated', [True, False])
+@pytest.mark.parametrize('form', ['official', 'ours', 'transformers'])
+def test_load_from_warns_of_a_backbone_that_is_dilated_otherwise(tiny_job, tmp_path, form, dilated):
+    path = tiny_job()
+    state = noisy(Config.fromfile(path).model).state_dict()
+    file = tmp_path / 'weights.bin'
+    if form == 'ours':
+        write_checkpoint(file, state, 'ddetr_plugin', {'dilation': dilated})
+    elif form == 'official':
+        content = released(export(state, 'official'), 'official')
+        content['args'].dilation = dilated
+        torch.save(content, file)
+    else:
+        write_checkpoint(file, export(state, 'hf'), 'hf', {})
+        config = {'model_type': 'deformable_detr', 'dilation': dilated}
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+    loaded(path, load_from=str(file))
+    # Nothing below a warning is in this log.
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert ('the file is of a dilated backbone (DC5)' in log) == dilated
 
 
 def test_our_own_checkpoint_is_not_touched(tiny_job, tmp_path):
