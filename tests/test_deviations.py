@@ -52,6 +52,72 @@ def test_d5_the_official_pipeline_resizes_as_pillow_does(tmp_path):
     assert results['scale_factor'] == pytest.approx((1072 / 130, 800 / 97))
 
 
+@pytest.mark.parametrize(
+    ('scale', 'size', 'expected'),
+    [
+        ((1333, 480), (640, 480), (640, 480)),
+        ((480, 1333), (640, 427), (719, 480)),  # 719.4; the order is mmdet's either way
+        (400, (640, 427), (599, 400)),  # the short side alone, as before the official crop
+        (600, (1000, 100), (6000, 600)),
+    ],
+)
+def test_d5_random_choice_resize_resizes_as_the_official_code_does(scale, size, expected):
+    """Boxes, too; sizes by hand, pixels by Pillow."""
+    from mmdet.structures.bbox import HorizontalBoxes  # after ddetr_plugin
+
+    config = dict(
+        type='RandomChoiceResize',
+        scales=[scale],
+        resize_type='ddetr_plugin.OfficialResize',
+        keep_ratio=True,
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        resize = TRANSFORMS.build(config)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    boxes = HorizontalBoxes(torch.tensor([[1.0, 2.0, 90.0, 80.0]]))
+    results = resize(dict(img=pixels, gt_bboxes=boxes))
+    wanted = Image.fromarray(pixels).resize(expected, Image.Resampling.BILINEAR)
+    assert np.array_equal(results['img'], np.asarray(wanted))
+    assert results['img_shape'] == expected[::-1]
+    ratios = torch.tensor([expected[0] / size[0], expected[1] / size[1]]).repeat(2)
+    wanted = torch.tensor([[1.0, 2.0, 90.0, 80.0]]) * ratios
+    torch.testing.assert_close(results['gt_bboxes'].tensor, wanted)
+
+
+def test_d5_the_whole_training_pipeline_can_resize_as_the_official_code_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (427, 640, 3), dtype=np.uint8)
+    file = tmp_path / 'x.png'
+    Image.fromarray(pixels).save(file)
+    pipeline = Config.fromfile(BASE).train_dataloader.dataset.pipeline
+    resized = []
+    for branch in pipeline[3].transforms:
+        for step in branch:
+            if step.type == 'RandomChoiceResize':
+                step.resize_type = 'ddetr_plugin.OfficialResize'
+                resized.append(step)
+    assert len(resized) == 3
+    instance = dict(bbox=[10, 20, 300, 400], bbox_label=0, ignore_flag=0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        steps = [TRANSFORMS.build(step) for step in pipeline]
+    longest = set()
+    for _ in range(6):
+        results = dict(img_path=str(file), img_id=0, instances=[instance], height=427, width=640)
+        for step in steps:
+            results = step(results)
+        shape = results['data_samples'].img_shape
+        assert shape == tuple(results['inputs'].shape[1:])
+        assert min(shape) >= 480 and max(shape) <= 1333
+        longest.add(max(shape))
+    assert len(longest) > 1
+
+
+@pytest.mark.parametrize('scale', [0, -3, (0, 800), (1333, 800, 3), ()])
+def test_d5_a_scale_that_is_no_size_is_refused_when_it_is_used(scale):
+    resize = TRANSFORMS.build(dict(type='ddetr_plugin.OfficialResize', scale=scale))
+    with pytest.raises(ValueError, match='scale must be'):
+        resize(dict(img=np.zeros((4, 4, 3), np.uint8)))
+
+
 def test_d5_a_resize_that_does_not_keep_the_ratio_is_refused():
     with pytest.raises(ValueError, match='keep_ratio=False'):
         TRANSFORMS.build(dict(type='ddetr_plugin.OfficialResize', scale=(8, 8), keep_ratio=False))

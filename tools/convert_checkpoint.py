@@ -94,7 +94,7 @@ def model_of(args, classes):
     if not {'encoder', 'query_head', 'decoder', 'bbox_head'} <= described.keys():
         raise ValueError(
             f"{args.config} describes a {described.get('type')}, expected this package's "
-            'Deformable DETR; --config names the model that takes the converted weights, whatever --to says'
+            'Deformable DETR: the model that takes the converted weights, whatever --to says'
         )
     model = sized(described, classes)
     return model, build_ours(model, 'meta'), dataset_classes(config)
