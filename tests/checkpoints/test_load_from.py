@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from bridge_cases import assert_same, empty, ours
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner, load_checkpoint
+from test_tools import tool
 
 from ddetr_plugin.checkpoints import export, write_checkpoint
 from ddetr_plugin.checkpoints.classes import coco_rows
@@ -163,6 +165,27 @@ def test_load_from_warns_of_a_backbone_that_is_dilated_otherwise(tiny_job, tmp_p
     # Nothing below a warning is in this log.
     log = next(tmp_path.glob('work/*/*.log')).read_text()
     assert ('the file is of a dilated backbone (DC5)' in log) == dilated
+
+
+def test_the_test_tool_takes_a_folder_of_transformers(tiny_job, tmp_path, capsys):
+    path = tiny_job()
+    model = noisy(Config.fromfile(path).model)
+    found = []
+    for name in ('theirs', 'ours'):
+        (tmp_path / name).mkdir()
+    write_checkpoint(
+        tmp_path / 'theirs' / 'pytorch_model.bin', export(model.state_dict(), 'hf'), 'hf', {}
+    )
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'ours' / 'x.pth')
+    for place in (tmp_path / 'theirs', tmp_path / 'ours' / 'x.pth'):
+        results = tmp_path / f'{place.stem}.pkl'
+        tool('test').main(
+            [str(path), str(place), '--out', str(results), '--cfg-options']
+            + [f'experiment_name={place.stem}', f'work_dir={tmp_path / place.stem}']
+        )
+        found.append([r['pred_instances']['scores'] for r in pickle.loads(results.read_bytes())])
+    assert len(found[0]) == 8
+    assert all(map(torch.equal, *found))
 
 
 def test_our_own_checkpoint_is_not_touched(tiny_job, tmp_path):
