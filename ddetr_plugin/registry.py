@@ -5,6 +5,7 @@ live beside mmdet's of the same name. The modules that register components are i
 first look-up; importing this file loads neither mmdet nor mmcv.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
@@ -12,7 +13,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS', 'TRANSFORMS']
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS', 'TRANSFORMS']
 
 SCOPE = 'ddetr_plugin'
 
@@ -31,6 +32,10 @@ OPTIM_WRAPPERS = Registry(
 )
 # Additions to the training loop, for instance the random state inside checkpoints.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['ddetr_plugin.engine'])
+# Pictures and their annotations.
+DATASETS = Registry(
+    'dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['ddetr_plugin.datasets']
+)
 # Steps of the data pipeline.
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['ddetr_plugin.datasets']

@@ -18,7 +18,9 @@ from ddetr_plugin.engine.launch import add_config_overrides, load_config
 
 # isort: split
 from ddetr_plugin.checkpoints.classes import coco_classes
+from ddetr_plugin.checkpoints.files import check_destination
 from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
+from ddetr_plugin.checkpoints.rename import is_neck_bias
 from ddetr_plugin.checkpoints.verify import build_ours, verify
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
@@ -74,84 +76,118 @@ def wanted_classes(names):
     return coco_classes() if names == ['coco'] else tuple(names)
 
 
-def sized(config, classes):
+def sized(model, classes):
     """The model config, with the number of classes that --classes names."""
-    model = config.model
     if classes not in (None, 'keep'):
         model = bridge.with_rows(model, len(classes))
     return model
+
+
+def model_of(args, classes):
+    """(model config, our model on no device, class names of its dataset) of --config.
+
+    Raises:
+        ValueError: the config is of another model.
+    """
+    config = load_config(args.config, args.cfg_options)
+    described = config.get('model') or {}
+    if not {'encoder', 'query_head', 'decoder', 'bbox_head'} <= described.keys():
+        raise ValueError(
+            f"{args.config} describes a {described.get('type')}, expected this package's "
+            'Deformable DETR: the model that takes the converted weights, whatever --to says'
+        )
+    model = sized(described, classes)
+    return model, build_ours(model, 'meta'), dataset_classes(config)
 
 
 def convert(args):
     """Does what the command line asks for; returns the lines of the report.
 
     Raises:
-        FileNotFoundError: a file does not exist.
-        ImportError: --verify, and the library is not installed.
+        ImportError: a module that the config names is missing.
+        OSError: a file does not exist, or cannot be written.
         ValueError: whatever else is wrong.
     """
+    check_destination(args.destination, args.to, args.source)
     if args.verify and not args.config:
         raise ValueError(
             '--verify needs --config: weights alone do not say how many heads the attention has'
         )
     source = bridge.read_checkpoint(args.source, trust=args.trust, ema=args.ema)
     classes = wanted_classes(args.classes)
-    model = target = target_classes = None
+    model = built = target_classes = None
     if args.config:
-        config = load_config(args.config, args.cfg_options)
-        target_classes = dataset_classes(config)
-        model = sized(config, classes)
-        target = build_ours(model, 'meta').state_dict()
+        model, built, target_classes = model_of(args, classes)
     converted = bridge.to_ours(
-        source, args.dialect, target, classes, target_classes, args.allow_missing
+        source,
+        args.dialect,
+        built and built.state_dict(),
+        classes,
+        target_classes,
+        args.allow_missing,
     )
     lines = bridge.describe(converted, source)
-    lines += dilation_mismatch(source, model)
+    if built is not None:
+        lines += bridge.dilation_mismatch(source, converted.dialect, built.backbone)
     if args.verify:
         lines.append(verification(model, source, converted))
+    return lines + write(args, source, converted)
 
+
+def write(args, source, converted):
+    """Writes the weights as --to asks; returns lines of the report."""
     earlier = source.meta.get('conversion') or {}
     dropped = converted.dropped or dict(earlier.get('dropped') or {})
+    lines = []
     if args.to == bridge.OURS:
         state = converted.state
     else:
         coco = tuple(converted.classes or ()) == tuple(coco_classes())
         state = bridge.export(converted.state, args.to, converted.layout, coco, dropped)
+        if args.to != 'mmdet' and not any(map(is_neck_bias, converted.state)):
+            lines.append(
+                f'note: {args.to} has biases in the neck, the weights have none: zeros (D1)'
+            )
     # transformers has two kinds of names for a ResNet: timm's, and those of its own.
     own_resnet = has_transformers_resnet(source.state) or bool(earlier.get('own_resnet'))
     if args.to == 'hf' and own_resnet:
         state = with_transformers_resnet(state)
     conversion = {'from': converted.dialect, 'dropped': dropped, 'own_resnet': own_resnet}
     meta = {'conversion': conversion}
+    if source.dilated is not None:
+        meta['dilation'] = source.dilated
     if converted.classes is not None:
         meta['dataset_meta'] = {'classes': converted.classes}
     bridge.write_checkpoint(args.destination, state, args.to, meta)
-    rows = next((len(t) for n, t in state.items() if 'cls_branches.0.b' in n), None)
-    rows = rows or next((len(t) for n, t in state.items() if 'class_embed.0.b' in n), None)
+    heads = ('bbox_head.cls_branches.0.bias', 'class_embed.0.bias')
+    rows = next((len(state[name]) for name in heads if name in state), None)
     lines.append(
         f'written: {args.destination}, {len(state)} tensors for {args.to}, {rows} class rows, '
         f'checksum {bridge.checksum(state)}'
     )
-    if args.to == 'mmdet' and any(n.startswith('neck') and 'conv.bias' in n for n in state):
+    if args.to == 'mmdet' and any(map(is_neck_bias, state)):
         lines.append('note: build the neck with bias=True; mmdet leaves it out by default (D1)')
     return lines
 
 
-def dilation_mismatch(source, model):
-    """A line if the file says DC5 and the config does not, or the other way round."""
-    said = source.dilated if source.dilated is not None else source.meta.get('dilation')
-    if model is None or said is None:
-        return []
-    built = any(d != 1 for d in model.backbone.get('dilations', ()))
-    if built == said:
-        return []
-    words = {True: 'a dilated', False: 'an undilated'}
-    return [f'warning: the file is of {words[said]} backbone, the config has {words[built]} one']
-
-
 def verification(model, source, converted):
-    """One line on --verify."""
-    difference = verify(model, source, converted)
+    """One line on --verify.
+
+    Raises:
+        ValueError: the source's library is not installed, or has no such model.
+    """
+    if converted.problems:
+        return (
+            f'verified: no; {len(converted.problems)} tensors do not fit (see above), so the two '
+            'models cannot compute the same'
+        )
+    try:
+        difference = verify(model, source, converted)
+    except ImportError as error:
+        raise ValueError(
+            f'--verify needs the library that wrote the weights ({converted.dialect}): {error}; '
+            'install it, or leave --verify out'
+        ) from error
     if difference is None:
         return (
             f'verified: no; there is no library of {converted.dialect} to compare with. Names and '
@@ -167,9 +203,7 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         lines = convert(args)
-    except ImportError as error:
-        sys.exit(f'error: --verify needs the library that wrote the weights: {error}')
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     print('\n'.join(lines))
 

@@ -26,7 +26,7 @@ import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
-from ddetr_plugin.engine.launch import load_config, require_file
+from ddetr_plugin.engine.launch import load_config, require_checkpoint
 
 # isort: split
 import mmdet.datasets  # registers transforms
@@ -212,7 +212,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('images', help='a picture, a folder, or a quoted glob')
     parser.add_argument('config', help='config file; of a demo run: the one in its work folder')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file or folder of transformers')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results')
     parser.add_argument('--score-thr', type=float, default=0.3)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -224,7 +224,7 @@ def main():
     try:
         pictures = name_results(find_pictures(args.images), args.out)
         config = load_config(args.config)
-        require_file(args.checkpoint, 'checkpoint')
+        require_checkpoint(args.checkpoint)
         model, classes = load_model(config, args.checkpoint, args.device)
         pipeline = build_pipeline(config)
         ids = category_ids(config, classes)

@@ -20,7 +20,7 @@ def parse_args(arguments=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     launch.add_common_options(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument('checkpoint', help='checkpoint file, folder of transformers or URL')
     parser.add_argument('--out', metavar='RESULTS.pkl', help='write the predictions as a pickle')
     parser.add_argument('--show', action='store_true', help='show the drawn predictions')
     parser.add_argument(
@@ -53,7 +53,7 @@ def enable_drawing(config, show, show_dir, wait_time):
 def make_config(args):
     """The config that the command line asks for."""
     config = launch.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    launch.require_file(args.checkpoint, 'checkpoint')
+    launch.require_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
     config.resume = False
     if args.show or args.show_dir is not None:

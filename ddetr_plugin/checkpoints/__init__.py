@@ -3,17 +3,12 @@
 from ddetr_plugin.checkpoints.adopt import adopt, install_checkpoint_loader
 from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
-from ddetr_plugin.checkpoints.files import (
-    Source,
-    allow_official_checkpoints,
-    read_checkpoint,
-    unwrap,
-    write_checkpoint,
-)
+from ddetr_plugin.checkpoints.files import Source, read_checkpoint, unwrap, write_checkpoint
 from ddetr_plugin.checkpoints.libraries import with_rows
+from ddetr_plugin.checkpoints.loading import allow_official_checkpoints
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout
 from ddetr_plugin.checkpoints.rename import export, import_state
-from ddetr_plugin.checkpoints.report import describe
+from ddetr_plugin.checkpoints.report import describe, dilation_mismatch
 
 __all__ = [
     'DIALECTS',
@@ -27,6 +22,7 @@ __all__ = [
     'describe',
     'detect_dialect',
     'detect_layout',
+    'dilation_mismatch',
     'export',
     'import_state',
     'install_checkpoint_loader',

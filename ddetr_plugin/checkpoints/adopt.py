@@ -9,7 +9,8 @@ from torch import nn
 
 from ddetr_plugin.checkpoints.convert import Conversion, to_ours
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect
-from ddetr_plugin.checkpoints.files import allow_official_checkpoints, read_checkpoint, unwrap
+from ddetr_plugin.checkpoints.files import Source, read_checkpoint, unwrap, with_config
+from ddetr_plugin.checkpoints.loading import allow_official_checkpoints
 
 __all__ = ['adopt', 'install_checkpoint_loader']
 
@@ -66,18 +67,23 @@ def _with_foreign_files(known: Callable) -> Callable:
     def load_from_local(filename: str, map_location: Any) -> Any:
         path = Path(filename).expanduser()
         if path.suffix == '.safetensors' or path.is_dir():
-            source = read_checkpoint(path)
-            return {'state_dict': source.state, 'meta': source.meta}
+            return _as_runners_write(read_checkpoint(path))
         content = known(filename, map_location)
         if isinstance(content, Mapping) and 'state_dict' not in content:
             source = unwrap(content)
             if detect_dialect(source.state) not in (None, OURS):
-                # Hooks such as EMAHook look for the weights here.
-                return {'state_dict': source.state, 'meta': source.meta, **_plain(content)}
+                source = with_config(source, path.with_name('config.json'))
+                return {**_as_runners_write(source), **_plain(content)}
         return content
 
     load_from_local.reads_foreign_checkpoints = True  # type: ignore[attr-defined]
     return load_from_local
+
+
+def _as_runners_write(source: Source) -> dict:
+    """Where hooks such as EMAHook look for the weights, and ours for what the file said."""
+    said = {} if source.dilated is None else {'dilation': source.dilated}
+    return {'state_dict': source.state, 'meta': {**source.meta, **said}}
 
 
 def _plain(content: Mapping) -> dict:

@@ -1,5 +1,6 @@
 """Rows of class heads: which class each belongs to, and how they move to other classes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     'COCO_GAPS',
+    'OFFICIAL_ROWS',
     'OFFICIAL_TO_COCO',
     'ClassRows',
     'coco_classes',
@@ -16,9 +18,7 @@ __all__ = [
     'is_class_head',
     'is_proposal_head',
     'move_rows',
-    'plan_rows',
     'resize_proposal_rows',
-    'source_classes',
     'with_official_rows',
 ]
 
@@ -56,17 +56,28 @@ class ClassRows(NamedTuple):
 
     @classmethod
     def by_name(cls, old: Sequence[str | None], new: Sequence[str]) -> 'ClassRows':
-        """Rows of `new` from the rows of `old` with the same name, in whatever case.
+        """Rows of `new` from the rows of `old` with the same name.
+
+        Names that no row has are looked up in whatever case, where that leaves one row only.
 
         Raises:
-            ValueError: a name occurs twice.
+            ValueError: a name of `new` occurs twice.
         """
-        places = {str(name).lower(): row for row, name in enumerate(old) if name is not None}
-        wanted = [str(name).lower() for name in new]
-        twice = sorted({name for name in wanted if wanted.count(name) > 1})
+        if list(old) == list(new):
+            return cls(tuple(range(len(old))), tuple(new))
+        twice = sorted({str(name) for name in new if list(new).count(name) > 1})
         if twice:
             raise ValueError(f'class names must be unique, got {", ".join(twice)} more than once')
-        return cls(tuple(places.get(name) for name in wanted), tuple(new))
+        places = {str(name): row for row, name in enumerate(old) if name is not None}
+        lower = Counter(name.lower() for name in places)
+        wanted = Counter(str(name).lower() for name in new)
+        loose = {
+            name.lower(): row
+            for name, row in places.items()
+            if lower[name.lower()] == 1 == wanted[name.lower()]
+        }
+        source = (places.get(str(name), loose.get(str(name).lower())) for name in new)
+        return cls(tuple(source), tuple(new))
 
     @property
     def fresh(self) -> list[str]:
@@ -140,47 +151,3 @@ def with_official_rows(
             full = torch.cat((tensor, rest.to(tensor)))
         result[name] = full
     return result
-
-
-def source_classes(meta: Mapping, rows: int) -> list[str | None] | None:
-    """What the rows of a class head stand for, as far as the file or their number says."""
-    names = meta.get('row_names') or (meta.get('dataset_meta') or {}).get('classes')
-    if names is not None and len(names) == rows:
-        return list(names)
-    if rows == OFFICIAL_ROWS:
-        return coco_rows()
-    return list(coco_classes()) if rows == OFFICIAL_ROWS - len(COCO_GAPS) else None
-
-
-def plan_rows(
-    known: Sequence[str | None] | None,
-    rows: int,
-    wanted_rows: int | None,
-    classes: Sequence[str] | str | None,
-    target_classes: Sequence[str] | None,
-) -> ClassRows | None:
-    """Which row goes where; None leaves them all."""
-    if classes == 'keep':
-        return None
-    if classes is None:
-        if wanted_rows is None:
-            official = rows == OFFICIAL_ROWS and known == coco_rows()
-            return ClassRows.by_name(known, coco_classes()) if official else None
-        names = target_classes if target_classes and len(target_classes) == wanted_rows else None
-        if rows == wanted_rows:
-            same = names and known and sorted(map(str, known)) == sorted(map(str, names))
-            return ClassRows.by_name(known, names) if same else None
-        if names is None:
-            if rows != OFFICIAL_ROWS or wanted_rows != OFFICIAL_ROWS - len(COCO_GAPS):
-                return None  # the shapes do not fit, and are reported
-            names = coco_classes()
-        classes = names
-    if known is None:
-        if len(classes) == rows:
-            return ClassRows(tuple(range(rows)), tuple(classes))
-        raise ValueError(
-            f'the weights have {rows} class rows and do not say of which classes, so they cannot '
-            f'be moved to the {len(classes)} wanted by name; use --classes keep, or name all '
-            f'{rows} of them'
-        )
-    return ClassRows.by_name(known, classes)

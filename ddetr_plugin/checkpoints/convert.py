@@ -2,26 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddetr_plugin.checkpoints.classes import (
-    OFFICIAL_TO_COCO,
-    fresh_rows,
-    is_class_head,
-    is_proposal_head,
-    move_rows,
-    plan_rows,
-    resize_proposal_rows,
-    source_classes,
-)
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
-from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, import_state
+from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
+from ddetr_plugin.checkpoints.row_plan import map_classes
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
@@ -108,15 +100,16 @@ def to_ours(
         if dialect == 'hf':
             _untie_class_heads(ours, layout, notes)
     problems = [f'left over: {name}' for name in left]
-    if dialect != OURS:
-        problems += [f'missing: {name}' for name in expected_names(layout) if name not in ours]
+    if target is None:
+        problems += misfits_alone(ours, dialect, layout, notes)
+        if problems and not allow_missing:
+            raise ValueError(explain(problems, dialect, layout, alone=True))
 
-    names, rows, dropped = _map_classes(ours, source.meta, target, classes, target_classes, notes)
+    names, rows, dropped = map_classes(ours, source.meta, target, classes, target_classes, notes)
     if target is not None:
-        problems = [p for p in problems if not p.startswith('missing')]
-        problems += _misfits(ours, target, layout, wanted)
-    if problems and not allow_missing:
-        raise ValueError(_explain(problems, dialect, layout))
+        problems += misfits(ours, target, layout, wanted)
+        if problems and not allow_missing:
+            raise ValueError(explain(problems, dialect, layout, alone=False))
     return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
 
 
@@ -154,7 +147,12 @@ def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]
 
 
 def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None) -> int:
-    """Adds zero biases where mmdet has none and the target, if there is one, wants them."""
+    """Adds zero biases where mmdet has none and the target, if there is one, wants them.
+
+    A neck that has some has all of them, or the file is damaged.
+    """
+    if any(map(is_neck_bias, ours)):
+        return 0
     filled = 0
     for name in [n for n in ours if re.fullmatch(r'neck\.(extra_)?convs\.\d+\.conv\.weight', n)]:
         bias = name.removesuffix('weight') + 'bias'
@@ -162,87 +160,6 @@ def _fill_neck_bias(ours: dict[str, Tensor], target: Mapping[str, Tensor] | None
             ours[bias] = ours[name].new_zeros(len(ours[name]))
             filled += 1
     return filled
-
-
-def _misfits(
-    ours: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    layout: Layout,
-    wanted: Layout | None,
-) -> list[str]:
-    problems = []
-    if wanted is not None and layout.variant != wanted.variant:
-        problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
-    for name, tensor in target.items():
-        if name not in ours:
-            if not name.endswith(COUNTER):
-                problems.append(f'missing: {name}')
-        elif ours[name].shape != tensor.shape:
-            problems.append(
-                f'shape: {name} is {tuple(ours[name].shape)}, the model has {tuple(tensor.shape)}'
-            )
-    problems += [f'left over: {n}' for n in ours if n not in target and not n.endswith(COUNTER)]
-    return problems
-
-
-def _explain(problems: Sequence[str], dialect: str, layout: Layout) -> str:
-    return (
-        f'the weights ({dialect}, {layout.variant}: {layout.encoder_layers} encoder and '
-        f'{layout.decoder_layers} decoder layers, {layout.levels} levels) do not fit; '
-        f'{len(problems)} problems:\n  ' + '\n  '.join(problems) + '\n'
-        'Give the config of the same variant and size, or --allow-missing to go on without these'
-    )
-
-
-def _map_classes(
-    ours: dict[str, Tensor],
-    meta: Mapping,
-    target: Mapping[str, Tensor] | None,
-    classes: Sequence[str] | str | None,
-    target_classes: Sequence[str] | None,
-    notes: list[str],
-) -> tuple[tuple | None, tuple | None, dict[str, Tensor]]:
-    """Moves class rows within `ours`; returns `classes`, `rows` and `dropped` of `Conversion`."""
-    heads = [name for name in ours if is_class_head(name)]
-    if not heads:
-        return None, None, {}
-    shape = tuple(ours[heads[0]].shape)
-    count = shape[0]
-    known = source_classes(meta, count)
-    wanted = _rows_of(target, is_class_head)
-    plan = plan_rows(known, count, wanted, classes, target_classes)
-    rows = plan.source if plan and plan.source != tuple(range(count)) else None
-    # Only these can be put back: which rows they were is known.
-    reversible = rows == OFFICIAL_TO_COCO
-    dropped: dict[str, Tensor] = {}
-    if rows is not None:
-        rest = [row for row in range(count) if row not in rows]
-        for name in heads:
-            old = ours[name]
-            ours[name] = move_rows(old, rows, fresh_rows(name, len(rows), old))
-            if reversible:
-                dropped[name] = old[rest].clone()
-        notes.append(
-            f'class rows: {count - len(rest)} of {count} moved, {len(rest)} left out: '
-            f'{shape} -> {tuple(ours[heads[0]].shape)}'
-            + (f'; fresh: {", ".join(plan.fresh)}' if plan.fresh else '')
-        )
-    proposals = _rows_of(target, is_proposal_head) or (len(plan.source) if plan else None)
-    for name in filter(is_proposal_head, list(ours)):
-        old = ours[name]
-        new = resize_proposal_rows(name, old, proposals or len(old))
-        if len(new) != len(old):
-            notes.append(f'{name}: {len(new)} of {len(old)} rows, row 0 (objectness) first (D3)')
-            ours[name] = new
-        if reversible:
-            dropped[name] = old[len(new) :].clone()
-    if plan:
-        return plan.classes, rows, dropped
-    return None if known is None else tuple(known), rows, dropped
-
-
-def _rows_of(target: Mapping[str, Tensor] | None, kind: Callable[[str], bool]) -> int | None:
-    return next((len(tensor) for name, tensor in (target or {}).items() if kind(name)), None)
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:

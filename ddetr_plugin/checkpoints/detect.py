@@ -69,6 +69,11 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
             f'{"level embedding" if level_embed is None else "decoder layer"}; name its origin '
             'with --from if it was recognised wrongly'
         )
+    if level_embed.dim() != 2:
+        raise ValueError(
+            f'the level embedding has the shape {tuple(level_embed.shape)}, expected (levels, '
+            'channels); the file is damaged'
+        )
     levels = len(level_embed)
     if dialect in ('official', 'hf'):
         start = '' if dialect == 'official' else 'model.'

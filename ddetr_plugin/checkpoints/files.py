@@ -1,22 +1,31 @@
-"""Checkpoint files of every kind, read without running what is in them."""
+"""Checkpoint files of every kind: where the weights are in them, and what else they say."""
 
 import argparse
-import json
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ['Source', 'allow_official_checkpoints', 'read_checkpoint', 'unwrap', 'write_checkpoint']
+from ddetr_plugin.checkpoints.loading import load_file
+from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED
+from ddetr_plugin.checkpoints.transformers_folder import read_config, weight_files
+
+__all__ = [
+    'Source',
+    'check_destination',
+    'read_checkpoint',
+    'unwrap',
+    'with_config',
+    'write_checkpoint',
+]
 
 # Where files keep weights, and where averages of them (EMA).
 WEIGHTS = ('state_dict', 'model', 'model_state_dict')
 AVERAGES = ('model_ema', 'ema', 'ema_model', 'ema_state', 'ema_state_dict', 'state_dict_ema')
+_OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('hf')]
 _PREFIX = re.compile(r'^(module\.|_orig_mod\.)+')
 
 
@@ -36,14 +45,6 @@ class Source(NamedTuple):
     left: list[str]
 
 
-def allow_official_checkpoints() -> None:
-    """Put argparse.Namespace, the official files' command line, on torch's allow-list.
-
-    A Namespace runs nothing when it is made. Calling it again changes nothing.
-    """
-    torch.serialization.add_safe_globals([(argparse.Namespace, 'argparse.Namespace')])
-
-
 def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) -> Source:
     """Read weights from a .pth, .bin or .safetensors file, or a folder as transformers saves it.
 
@@ -58,123 +59,42 @@ def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) ->
             needs a library that is not installed.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, trust, ema)
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist (looked from {Path.cwd()})')
-    content = read_safetensors(path) if path.suffix == '.safetensors' else _unpickle(path, trust)
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f'{path} holds a {type(content).__name__}, expected a dict of weights; save the '
-            "model's state_dict() instead"
-        )
+    files = weight_files(path) if path.is_dir() else [path]
+    content: dict = {}
+    for file in files:
+        part = load_file(file, trust)
+        if not isinstance(part, Mapping):
+            raise ValueError(
+                f'{file} holds a {type(part).__name__}, expected a dict of weights; save the '
+                "model's state_dict() instead"
+            )
+        content.update(part)
     source = unwrap(content, ema)
     if not source.state:
         raise ValueError(
             f'{path} holds no weights; expected tensors by name, or one of {", ".join(WEIGHTS)}; '
             f'found {", ".join(map(str, list(content)[:8])) or "nothing"}'
         )
-    config = path.with_name('config.json')
-    if config.is_file() and 'classes' not in source.meta.get('dataset_meta', {}):
-        source.meta.update(_transformers_meta(config))
-    return source
+    return with_config(source, files[0].with_name('config.json'))
 
 
-def _read_folder(folder: Path, trust: bool, ema: bool) -> Source:
-    index = [*folder.glob('*.safetensors.index.json'), *folder.glob('*.bin.index.json')]
-    if index:
-        names = sorted(set(json.loads(index[0].read_text())['weight_map'].values()))
-        parts = [read_checkpoint(folder / name, trust) for name in names]
-        return parts[0]._replace(state={k: v for part in parts for k, v in part.state.items()})
-    files = [folder / name for name in ('model.safetensors', 'pytorch_model.bin')]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f'{folder} holds neither model.safetensors nor pytorch_model.bin; name the file itself'
-        )
-    return read_checkpoint(found, trust, ema)
+def with_config(source: Source, config: Path) -> Source:
+    """`source` with what transformers' config.json beside it says, if it is of transformers.
 
-
-def _transformers_meta(file: Path) -> dict:
-    """Class names and dilation that transformers' config.json states."""
-    try:
-        config = json.loads(file.read_text())
-    except ValueError:
-        return {}
-    if config.get('model_type') != 'deformable_detr':
-        return {}
-    labels = {int(k): v for k, v in (config.get('id2label') or {}).items()}
-    meta = {'dilation': bool(config.get('dilation'))}
-    # transformers invents LABEL_0, LABEL_1, ... where nobody named the classes; 'N/A' is a gap.
-    named = [labels.get(i, 'N/A') for i in range(max(labels, default=-1) + 1)]
-    if named and not any(name.startswith('LABEL_') for name in named):
-        meta['row_names'] = [None if name == 'N/A' else name for name in named]
-    return meta
-
-
-# What torch stumbles over in files that are no checkpoints, or not whole ones.
-_DAMAGED = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-
-
-def _unpickle(path: Path, trust: bool) -> Any:
-    if trust:
-        try:
-            return torch.load(path, map_location='cpu', weights_only=False)
-        # A pickle may raise anything, and so may what it runs.
-        except Exception as error:
-            raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
-    allow_official_checkpoints()
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except UnpicklingError as error:
-        try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except (*_DAMAGED, UnpicklingError, OSError):
-            names = []
-        reason = ' '.join(str(error).split())
-        found = re.search(r'GLOBAL (\S+)|Unsupported (?:class|global)[:\s]+(\S+)', reason)
-        if not names and found:
-            names = [found[1] or found[2]]
-        asks = (
-            f'asks to run {", ".join(sorted(names))}' if names else f'was refused: {reason[:200]}'
-        )
-        raise ValueError(
-            f'{path} is not only weights: its pickle {asks}. Nothing was run. If you know where '
-            'the file comes from, load it with --trust; otherwise leave it'
-        ) from error
-    # What torch stumbles over depends on the bytes that are no checkpoint.
-    except _DAMAGED as error:
-        raise ValueError(
-            f'{path} is not a checkpoint that torch can read: {" ".join(str(error).split())[:200]}'
-        ) from error
-
-
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file.
+    Args:
+        source: a file of any dialect.
+        config: the path, which need not exist.
 
     Raises:
-        ValueError: the library is missing, or the file is damaged.
+        ValueError: the config is damaged.
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(
-            f'{path} needs the library safetensors: pip install safetensors'
-        ) from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f'{path} is no readable safetensors file: {error}') from error
+    if _OF_TRANSFORMERS not in source.state or not config.is_file():
+        return source
+    row_names, dilated = read_config(config)
+    meta = dict(source.meta)
+    if row_names is not None:
+        meta.setdefault('row_names', row_names)
+    return source._replace(meta=meta, dilated=dilated if source.dilated is None else source.dilated)
 
 
 def unwrap(content: Mapping, ema: bool = False) -> Source:
@@ -207,9 +127,12 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
     elif averages:
         left.append(f'{averages[0]} (an average of the weights; --ema takes it instead)')
 
-    state, averaged = {}, 0
+    state: dict[str, Tensor] = {}
+    others, averaged = [], 0
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
+            if weights is not content or name not in (*AVERAGES, 'meta'):
+                others.append(str(name))
             continue
         name = _PREFIX.sub('', str(name))
         # mmdet's ExpMomentumEMAHook keeps averages as buffers: ema_backbone_conv1_weight.
@@ -219,6 +142,9 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
             state[name] = tensor
     if averaged:
         left.append(f'{averaged} averages as buffers ema_*')
+    if others:
+        more = f' and {len(others) - 8} more' if len(others) > 8 else ''
+        left.append(f'{", ".join(others[:8])}{more} (among the weights, but no tensors)')
     if weights is not content:
         left += [str(k) for k in content if k not in (*WEIGHTS, *AVERAGES, 'meta')]
 
@@ -233,11 +159,36 @@ def _dilation(content: Mapping, meta: Mapping) -> bool | None:
         args = vars(args)
     if isinstance(args, Mapping) and 'dilation' in args:
         return bool(args['dilation'])
+    if isinstance(meta.get('dilation'), bool):
+        return meta['dilation']
     config = meta.get('cfg')
     if isinstance(config, str) and 'dilations' in config:
         found = re.search(r'dilations\s*=\s*[\(\[]([^\)\]]*)', config)
         return bool(found and '2' in found[1])
     return None
+
+
+def check_destination(path: str | Path, dialect: str, source: str | Path | None = None) -> None:
+    """Refuse a file that cannot be written, or must not, before anything is converted.
+
+    Args:
+        path: the file to write.
+        dialect: what is to read it.
+        source: the file or folder that the weights come from, if any.
+
+    Raises:
+        ValueError: it is a folder, or the source itself, or its suffix does not fit the dialect.
+    """
+    path = Path(path)
+    if path.is_dir():
+        example = 'model.safetensors' if dialect == 'hf' else f'{dialect}.pth'
+        raise ValueError(f'{path} is a folder; name the file to write, such as {path / example}')
+    if path.suffix == '.safetensors' and dialect != 'hf':
+        raise ValueError(f'.safetensors files are for --to hf only, got {path}; write a .pth file')
+    if source is None or not path.exists() or not Path(source).exists():
+        return
+    if path.samefile(source) or path.parent.samefile(source):
+        raise ValueError(f'{path} belongs to the weights to convert; write to another file')
 
 
 def write_checkpoint(
@@ -249,14 +200,13 @@ def write_checkpoint(
         path: .safetensors for 'hf' only; else any name.
         state: the weights, in that dialect's names.
         dialect: 'ddetr_plugin', 'mmdet', 'official' or 'hf'.
-        meta: goes into files of 'ddetr_plugin' and 'mmdet'.
+        meta: goes into files of 'ddetr_plugin' and 'mmdet'; its `dilation` also into 'official'.
 
     Raises:
-        ValueError: the library safetensors is missing, or the suffix does not fit the dialect.
+        ValueError: the library safetensors is missing, or as for `check_destination`.
     """
     path = Path(path)
-    if path.suffix == '.safetensors' and dialect != 'hf':
-        raise ValueError(f'.safetensors files are for --to hf only, got {path}; write a .pth file')
+    check_destination(path, dialect)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.safetensors':
         try:
@@ -270,6 +220,8 @@ def write_checkpoint(
     elif dialect == 'hf':
         torch.save(dict(state), path)
     elif dialect == 'official':
-        torch.save({'model': dict(state)}, path)
+        said = {k: meta[k] for k in ('dilation',) if k in meta}
+        args = {'args': argparse.Namespace(**said)} if said else {}
+        torch.save({'model': dict(state), **args}, path)
     else:
         torch.save({'state_dict': dict(state), 'meta': meta}, path)

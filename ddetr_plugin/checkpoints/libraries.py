@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.names import with_common_names, with_transformers_resnet
+from ddetr_plugin.checkpoints.resnets import RESNETS
 
 __all__ = [
     'largest_difference',
@@ -98,52 +100,28 @@ def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
     )
 
 
-# depth: (blocks of the stages, whether they are bottlenecks)
-_RESNETS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-}
-
-
 def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """transformers' DeformableDetrForObjectDetection with the sizes of our model config.
 
-    Its backbone is transformers' own ResNet, which needs no further library.
+    Its backbone is transformers' own ResNet, which needs no further library; or timm's where it is
+    dilated, which transformers' own cannot be.
 
     Args:
         config: our model's config.
         state: weights in transformers' names, loaded by transformers itself; None for random ones.
 
     Raises:
-        ImportError: transformers is not installed.
+        ImportError: transformers is not installed, or timm, and the backbone is dilated.
         ValueError: transformers has no such model.
     """
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
-    backbone, encoder, decoder = config['backbone'], config['encoder'], config['decoder']
-    attn, head = encoder['layer']['self_attn'], config['bbox_head']
-    if 'ResNet' not in backbone['type'] or any(d != 1 for d in backbone.get('dilations', ())):
-        raise ValueError(
-            'the comparison with transformers needs a ResNet without dilation, got '
-            f'{backbone["type"]} with dilations={backbone.get("dilations")}'
-        )
-    depths, bottleneck = _RESNETS[backbone['depth']]
-    base = backbone.get('base_channels', 64)
+    encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
+    attn = encoder['layer']['self_attn']
     two_stage = 'TwoStage' in config['query_head']['type']
     queries = config['query_head']['num_queries']
     sizes = DeformableDetrConfig(
-        use_timm_backbone=False,
-        backbone_config=ResNetConfig(
-            embedding_size=base,
-            hidden_sizes=[base * 2**s * (4 if bottleneck else 1) for s in range(4)],
-            depths=list(depths),
-            layer_type='bottleneck' if bottleneck else 'basic',
-            out_features=[f'stage{s + 1}' for s in backbone['out_indices']],
-        ),
-        backbone=None,
+        backbone_config=_transformers_backbone(config['backbone']),
         d_model=head['embed_dims'],
         num_queries=queries,
         two_stage_num_proposals=queries,
@@ -164,9 +142,53 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
     )
     if state is None:
         return DeformableDetrForObjectDetection(sizes)
-    state = with_transformers_resnet(with_common_names(state, 'hf'))
+    state = with_common_names(state, 'hf')
+    if sizes.backbone_config.model_type == 'resnet':
+        state = with_transformers_resnet(state)
     return DeformableDetrForObjectDetection.from_pretrained(
         None, config=sizes, state_dict={name: tensor.clone() for name, tensor in state.items()}
+    )
+
+
+def _transformers_backbone(backbone: Mapping) -> Any:
+    """The config of transformers' backbone with the sizes of ours.
+
+    Raises:
+        ImportError: it is dilated, and timm is not installed.
+        ValueError: transformers has no such backbone.
+    """
+    from transformers import ResNetConfig, TimmBackboneConfig
+
+    dilations = tuple(backbone.get('dilations', (1, 1, 1, 1)))
+    base = backbone.get('base_channels', 64)
+    if 'ResNet' not in backbone['type']:
+        raise ValueError(f'the comparison with transformers needs a ResNet, got {backbone["type"]}')
+    if dilations == (1, 1, 1, 1):
+        depths, bottleneck = RESNETS[backbone['depth']]
+        return ResNetConfig(
+            embedding_size=base,
+            hidden_sizes=[base * 2**s * (4 if bottleneck else 1) for s in range(4)],
+            depths=list(depths),
+            layer_type='bottleneck' if bottleneck else 'basic',
+            out_features=[f'stage{s + 1}' for s in backbone['out_indices']],
+        )
+    if dilations != (1, 1, 1, 2) or base != 64 or 'Dilated' not in backbone['type']:
+        raise ValueError(
+            'transformers dilates the last stage of a backbone of timm only, from its second block '
+            'on (D4), expected ddetr_plugin.DilatedResNet with dilations=(1, 1, 1, 2) and '
+            f'base_channels=64, got {backbone["type"]} with {dilations} and {base}'
+        )
+    try:
+        import timm  # noqa: F401  transformers says less plainly that it is missing
+    except ImportError as error:
+        raise ImportError(
+            f'dilated backbones of transformers are those of timm: {error}'
+        ) from error
+    return TimmBackboneConfig(
+        backbone=f'resnet{backbone["depth"]}',
+        use_pretrained_backbone=False,
+        out_indices=[s + 1 for s in backbone['out_indices']],
+        output_stride=16,
     )
 
 

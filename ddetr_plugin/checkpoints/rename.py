@@ -10,11 +10,16 @@ from ddetr_plugin.checkpoints.classes import with_official_rows
 from ddetr_plugin.checkpoints.detect import OURS, detect_layout, same_bits
 from ddetr_plugin.checkpoints.names import Layout, module_names, translate
 
-__all__ = ['COUNTER', 'expected_names', 'export', 'import_state']
+__all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
 
 COUNTER = 'num_batches_tracked'
 _QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
 _NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
+
+
+def is_neck_bias(name: str) -> bool:
+    """Whether a parameter, by our name, is a bias before a norm in the neck (D1)."""
+    return _NECK_BIAS.fullmatch(name) is not None
 
 
 def import_state(
@@ -63,6 +68,8 @@ def export(
 ) -> dict[str, Tensor]:
     """Our weights in the names of another implementation, aliases included.
 
+    Biases of the neck that ours has not are zeros (D1), and zeros are left out for mmdet.
+
     Args:
         state: by our names.
         dialect: one of `DIALECTS`.
@@ -72,16 +79,14 @@ def export(
         dropped: as in `Conversion`.
 
     Raises:
-        ValueError: a tensor has no name there.
+        ValueError: a tensor has no name there, or another meaning.
     """
     layout = layout or detect_layout(state, OURS)
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
     if coco and dialect in ('official', 'hf'):
         state = with_official_rows(state, dropped or {})
-    biases = [name for name in state if _NECK_BIAS.fullmatch(name)]
-    if dialect == 'mmdet' and not any(state[name].any() for name in biases):
-        # mmdet's neck has none by default, and zeros do nothing.
-        state = {k: v for k, v in state.items() if k not in biases}
+    _require_paper_queries(state)
+    state = _with_their_neck_bias(state, dialect)
 
     names = module_names(dialect, layout)
     theirs = {**names.theirs, 'backbone': names.backbone}
@@ -103,6 +108,32 @@ def export(
     return _split_qkv(result) if dialect == 'hf' else result
 
 
+def _require_paper_queries(state: Mapping[str, Tensor]) -> None:
+    """Refuse queries that other implementations cannot make from the same weights."""
+    embedding = state.get('query_head.pos_trans_fc.weight')
+    if embedding is not None and len(embedding) != embedding.shape[1]:
+        raise ValueError(
+            'query_head.pos_trans_fc embeds the position only, as ContentTwoStageHead does; other '
+            "implementations know the paper's TwoStageHead alone"
+        )
+
+
+def _with_their_neck_bias(state: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """Zeros for biases that a neck of ours may be built without, and all but mmdet have (D1)."""
+    if dialect == 'mmdet':
+        biases = [name for name in state if is_neck_bias(name)]
+        # Its neck has none by default, and zeros do nothing.
+        without = not any(state[name].any() for name in biases)
+        return {k: v for k, v in state.items() if not (without and k in biases)}
+    result = {}
+    for name, tensor in state.items():
+        result[name] = tensor
+        bias = name.removesuffix('weight') + 'bias'
+        if is_neck_bias(bias) and bias not in state:
+            result[bias] = tensor.new_zeros(len(tensor))
+    return result
+
+
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts: dict[str, dict[str, Tensor]] = {}
     fused = {}
@@ -115,6 +146,9 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, qkv in parts.items():
         if len(qkv) == 3:
             fused[name] = torch.cat([qkv[x] for x in 'qkv'])
+        else:  # to be reported as left over
+            stem, _, kind = name.rpartition('in_proj_')
+            fused.update((f'{stem}{x}_proj.{kind}', part) for x, part in qkv.items())
     return fused
 
 

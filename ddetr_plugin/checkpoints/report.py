@@ -1,13 +1,16 @@
 """What a conversion did, in words."""
 
+import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.convert import Conversion, checksum
+from ddetr_plugin.checkpoints.detect import OURS
 from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.fit import backbone_depth
 
-__all__ = ['describe']
+__all__ = ['describe', 'dilation_mismatch']
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
@@ -36,6 +39,39 @@ def _parts(state: Mapping[str, Tensor]) -> list[str]:
     return lines
 
 
+def dilation_mismatch(source: Source, dialect: str, backbone: nn.Module) -> list[str]:
+    """A line if the file is of a backbone that is dilated otherwise than the model's (DC5, D4).
+
+    Weights do not show it: they load, and detections are worse.
+
+    Args:
+        source: the file, which need not say it.
+        dialect: what wrote it.
+        backbone: the model's.
+    """
+    dilated = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1)
+    ]
+    if source.dilated is None or not (dilated or source.dilated):
+        return []
+    if bool(dilated) != source.dilated:
+        words = {True: 'a dilated', False: 'an undilated'}
+        return [
+            f'warning: the file is of {words[source.dilated]} backbone (DC5), the config has '
+            f'{words[not source.dilated]} one; detections will be worse'
+        ]
+    first = any(re.match(r'layer\d\.0\.', name) for name in dilated)
+    if dialect == OURS or first == (dialect == 'mmdet'):
+        return []
+    kind = "'ResNet'" if dialect == 'mmdet' else "'ddetr_plugin.DilatedResNet'"
+    return [
+        f'warning: {dialect} and the config dilate the first block of a stage differently (D4); '
+        f'build the backbone with type={kind}'
+    ]
+
+
 def describe(conversion: Conversion, source: Source) -> list[str]:
     """Lines: origin, variant, tensors, shapes, checksum, and all that is not a renaming."""
     layout, state = conversion.layout, conversion.state
@@ -43,13 +79,15 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
         None: 'the file does not say whether the backbone is dilated (DC5)',
         True: 'dilated backbone (DC5)',
         False: 'backbone not dilated',
-    }[source.dilated if source.dilated is not None else source.meta.get('dilation')]
+    }[source.dilated]
+    depth = backbone_depth(state)
+    backbone = 'another backbone than a ResNet' if depth is None else f'ResNet-{depth}'
     numbers = sum(tensor.numel() for tensor in state.values())
     lines = [
         f'written by: {conversion.dialect}',
         f'variant: {layout.variant}; {dilation}',
         f'layers: {layout.encoder_layers} encoder, {layout.decoder_layers} decoder; levels: '
-        f'{layout.levels}, {layout.inputs} from the backbone; {_sizes(state)}',
+        f'{layout.levels}, {layout.inputs} from the backbone ({backbone}); {_sizes(state)}',
         f'tensors: {len(state)} from {len(source.state)}, {numbers:,} numbers, checksum '
         f'{checksum(state)}',
     ]

@@ -23,7 +23,7 @@ __all__ = ['build_ours', 'verify']
 def build_ours(config: Mapping, device: str = 'cpu') -> nn.Module:
     """Our model of a config, without loading what its backbone is usually initialised from.
 
-    On 'meta' it has names and shapes, but takes no memory.
+    On 'meta' it has names and shapes, but takes no memory, unless a part cannot be built there.
     """
     from mmengine.registry import DefaultScope
 
@@ -31,8 +31,15 @@ def build_ours(config: Mapping, device: str = 'cpu') -> nn.Module:
 
     logging.disable(logging.INFO)
     try:
-        with DefaultScope.overwrite_default_scope('mmdet'), torch.device(device):
-            return MODELS.build(copy.deepcopy(config))
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            try:
+                with torch.device(device):
+                    return MODELS.build(copy.deepcopy(config))
+            except RuntimeError:
+                # mmdet's EfficientNet reads numbers from tensors while it is built.
+                if device != 'meta':
+                    raise
+                return MODELS.build(copy.deepcopy(config))
     finally:
         logging.disable(logging.NOTSET)
 

@@ -1,5 +1,6 @@
-"""What the data pipeline needs beyond mmdet's transforms."""
+"""What the data pipeline needs beyond mmdet's datasets and transforms."""
 
+from ddetr_plugin.datasets.official_coco import OfficialCocoDataset
 from ddetr_plugin.datasets.official_resize import OfficialResize
 
-__all__ = ['OfficialResize']
+__all__ = ['OfficialCocoDataset', 'OfficialResize']

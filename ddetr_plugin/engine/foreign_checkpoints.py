@@ -1,12 +1,20 @@
 """`load_from` with weights of other implementations or for other classes."""
 
+import logging
 from collections.abc import Mapping
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
-from ddetr_plugin.checkpoints import OURS, describe, detect_dialect, to_ours, unwrap
+from ddetr_plugin.checkpoints import (
+    OURS,
+    describe,
+    detect_dialect,
+    dilation_mismatch,
+    to_ours,
+    unwrap,
+)
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['ForeignCheckpointHook', 'dataset_classes']
@@ -45,8 +53,9 @@ class ForeignCheckpointHook(Hook):
     Without it our detector still takes weights of other implementations, but knows no class names:
     of those it maps COCO's 91 official rows to its 80 only. With it, rows move by the names that
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
-    start fresh, and the log says which. Rows of our own checkpoints move only if the model has
-    another number of classes, or the same classes in another order. Resuming changes nothing.
+    start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
+    not say which classes they know, the rows stay where they are. It warns where the file is of a
+    dilated backbone and the model is not, or the other way round. Resuming changes nothing.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -79,6 +88,8 @@ class ForeignCheckpointHook(Hook):
             target_classes=dataset_classes(runner.cfg),
             allow_missing=self.allow_missing or dialect == OURS,
         )
+        for line in dilation_mismatch(source, dialect, model.backbone):
+            print_log(line, logger='current', level=logging.WARNING)
         if dialect == OURS and converted.rows is None:
             return
         shapes = {name: tensor.shape for name, tensor in target.items()}
@@ -88,4 +99,7 @@ class ForeignCheckpointHook(Hook):
             if shapes.get(name, tensor.shape) == tensor.shape
         }
         lines = '\n  '.join(describe(converted, source))
-        print_log(f'Converted the checkpoint:\n  {lines}', logger='current')
+        # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
+        lost = converted.rows is not None and not any(row is not None for row in converted.rows)
+        level = logging.WARNING if lost else logging.INFO
+        print_log(f'Converted the checkpoint:\n  {lines}', logger='current', level=level)

@@ -23,6 +23,7 @@ __all__ = [
     'keep_freed_memory',
     'leave_processes',
     'load_config',
+    'require_checkpoint',
     'require_file',
     'warn_of_unread',
 ]
@@ -76,6 +77,12 @@ def require_file(path, what):
     """Raise FileNotFoundError if the local file `path` is missing; URLs pass unchecked."""
     if '://' not in str(path) and not Path(path).is_file():
         raise FileNotFoundError(f'{what} {path} does not exist (looked from {Path.cwd()})')
+
+
+def require_checkpoint(path):
+    """The same for weights, which may also be a folder as transformers saves it."""
+    if not Path(path).is_dir():
+        require_file(path, 'checkpoint')
 
 
 def warn_of_unread(config, overrides):

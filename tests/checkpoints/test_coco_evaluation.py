@@ -2,32 +2,46 @@
 
 import argparse
 import json
+import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bridge_cases import bridge_config
 from builders import build
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
 from test_tools import tool
 
 from ddetr_plugin.checkpoints import export
+from ddetr_plugin.checkpoints.classes import COCO_GAPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / 'shared' / 'data' / 'coco_sample'
 PICTURES = 6
+OFFICIAL = 'deformable-detr_r50_official-eval_coco.py'
 
 
-@pytest.mark.skipif(not DATA.exists(), reason='the data sets are not part of the project')
-@pytest.mark.parametrize('kind', ['base', 'two-stage'])
-def test_an_official_file_is_evaluated_on_real_coco_annotations(tmp_path, kind, capsys):
-    """Crowd boxes and category ids with gaps included; small pictures, to be quick."""
-    truth = json.loads((DATA / 'annotations' / 'instances_val.json').read_text())
-    assert any(entry['iscrowd'] for entry in truth['annotations'])
-    ids = [category['id'] for category in truth['categories']]
-    assert (len(ids), max(ids)) == (80, 90)
+@pytest.fixture
+def truth():
+    return json.loads((DATA / 'annotations' / 'instances_val.json').read_text())
 
-    config = Config.fromfile(ROOT / 'configs' / 'deformable-detr_r50_official-eval_coco.py')
+
+def official_model(kind):
+    """With the official 91 rows, of which those that stand for no category never fire."""
+    model = build(bridge_config(kind, 91))
+    with torch.no_grad():
+        for branch in model.bbox_head.cls_branches:
+            branch.bias[list(COCO_GAPS)] = -20.0
+    return model
+
+
+def write_config(folder, kind):
+    """The official evaluation of a small model on small pictures, to be quick."""
+    config = Config.fromfile(ROOT / 'configs' / OFFICIAL)
     config.model = bridge_config(kind, 80)
     config.test_dataloader.dataset.pipeline[1].scale = (160, 128)
     config.test_dataloader.update(num_workers=0, persistent_workers=False)
@@ -38,18 +52,82 @@ def test_an_official_file_is_evaluated_on_real_coco_annotations(tmp_path, kind, 
         indices=PICTURES,
     )
     config.test_evaluator.ann_file = str(DATA / 'annotations' / 'instances_val.json')
-    config.test_evaluator.outfile_prefix = str(tmp_path / 'found')
-    config.dump(tmp_path / 'config.py')
+    config.test_evaluator.outfile_prefix = str(folder / 'found')
+    config.dump(folder / 'config.py')
+    return config
 
-    state = export(build(bridge_config(kind, 91)).state_dict(), 'official')
-    content = {'model': state, 'args': argparse.Namespace(dilation=False)}
+
+@pytest.mark.skipif(not DATA.exists(), reason='the data sets are not part of the project')
+@pytest.mark.parametrize('kind', ['base', 'two-stage'])
+def test_an_official_file_is_evaluated_on_real_coco_annotations(tmp_path, kind, capsys, truth):
+    """Crowd boxes and category ids with gaps included.
+
+    Of the official model a row is a category id: what is found must be what it finds.
+    """
+    seen = [picture['id'] for picture in truth['images'][:PICTURES]]
+    assert any(a['iscrowd'] for a in truth['annotations'] if a['image_id'] in seen)
+    ids = {category['id'] for category in truth['categories']}
+    assert (len(ids), max(ids)) == (80, 90)
+
+    config = write_config(tmp_path, kind)
+    model = official_model(kind)
+    content = {
+        'model': export(model.state_dict(), 'official'),
+        'args': argparse.Namespace(dilation=False),
+    }
     torch.save(content, tmp_path / 'official.pth')
     tool('test').main(
         [str(tmp_path / name) for name in ('config.py', 'official.pth')]
         + ['--work-dir', str(tmp_path)]
     )
     assert 'maxDets=100 ]' in capsys.readouterr().out
+
     found = json.loads((tmp_path / 'found.bbox.json').read_text())
-    # At most 100 a picture; each of a category that COCO has.
-    assert 0 < len(found) <= PICTURES * 100
-    assert {entry['category_id'] for entry in found} <= set(ids)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config.test_dataloader.dataset)
+    model.eval()
+    compared = set()
+    for i, image_id in enumerate(seen):
+        with torch.no_grad():
+            (sample,) = model.test_step(pseudo_collate([dataset[i]]))
+        wanted, mine = sample.pred_instances, [f for f in found if f['image_id'] == image_id]
+        assert [f['category_id'] for f in mine] == wanted.labels.tolist()
+        assert [f['score'] for f in mine] == pytest.approx(wanted.scores.tolist(), rel=1e-4)
+        boxes = np.array([f['bbox'] for f in mine])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, wanted.bboxes, rtol=1e-3, atol=0.05)
+        compared.update(wanted.labels.tolist())
+    assert len(found) == PICTURES * model.bbox_head.max_per_img
+    assert compared <= ids
+    assert len(compared) > 5
+
+
+@pytest.mark.parametrize('variant', ['base', 'refine', 'two-stage', 'single', 'dc5'])
+def test_the_documented_options_evaluate_every_variant_as_the_official_config_does(variant):
+    """README gives them; they must lead to the same pipeline and metric."""
+    text = (ROOT / 'README.md').read_text()
+    (options,) = re.findall(r'`--cfg-options\s+(test_dataloader[^`]*)`', text)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    changes = parser.parse_args(['--cfg-options', *shlex.split(options)]).cfg_options
+    (file,) = (ROOT / 'configs').glob(
+        {
+            'base': 'deformable-detr_r50_16xb2*.py',
+            'refine': 'deformable-detr-refine_r50*.py',
+            'two-stage': 'deformable-detr-refine-twostage_r50*.py',
+            'single': 'deformable-detr_r50-single*.py',
+            'dc5': 'deformable-detr_r50-dc5*.py',
+        }[variant]
+    )
+    config, official = Config.fromfile(file), Config.fromfile(ROOT / 'configs' / OFFICIAL)
+    config.merge_from_dict(changes)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        from mmdet.registry import TRANSFORMS
+
+        pipelines = [
+            [repr(TRANSFORMS.build(step)) for step in c.test_dataloader.dataset.pipeline]
+            for c in (config, official)
+        ]
+    assert pipelines[0] == pipelines[1]
+    assert any(step.startswith('OfficialResize') for step in pipelines[0])
+    assert tuple(config.test_evaluator.proposal_nums) == official.test_evaluator.proposal_nums

@@ -3,11 +3,17 @@
 import pytest
 import torch
 from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
+from builders import build
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import OURS, export, to_ours
 from ddetr_plugin.checkpoints.classes import COCO_GAPS, OFFICIAL_TO_COCO, coco_classes, coco_rows
-from ddetr_plugin.checkpoints.libraries import largest_difference, mmdet_model, with_rows
+from ddetr_plugin.checkpoints.libraries import (
+    largest_difference,
+    mmdet_model,
+    predict_with,
+    with_rows,
+)
 from ddetr_plugin.registry import MODELS
 
 COUNTER = ('num_batches_tracked',)
@@ -85,6 +91,37 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     assert to_ours(source(theirs), target=model.state_dict()).problems == []
     with pytest.raises(ValueError, match=r'left over: neck\.convs\.0\.conv\.bias'):
         to_ours(source(released('base', 'official', 5)[1]), target=model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'name'),
+    [
+        ('official', 'input_proj.{}.0.bias'),
+        ('hf', 'model.input_proj.{}.0.bias'),
+        ('detrex', 'neck.convs.{}.conv.bias'),
+    ],
+)
+def test_a_model_without_bias_is_written_with_zeros_where_others_have_one(dialect, name):
+    """D1: their models have a bias there and would miss it."""
+    model = build(bridge_config('base', neck=dict(bias=False)))
+    complete = released('base', dialect, 5)[1]
+    state = export(model.state_dict(), dialect)
+    assert list(state) == list(complete)
+    assert not any(state[name.format(i)].any() for i in range(3))
+    back = to_ours(source(state), target=empty('base').state_dict())
+    inputs = torch.randn(1, 3, 64, 96)
+    filled = empty('base')
+    filled.load_state_dict(back.state)
+    for one, other in zip(*(predict_with(m, inputs, [(64, 96)]) for m in (model, filled))):
+        assert torch.equal(one, other)
+
+
+def test_queries_that_are_not_the_papers_are_not_written_for_others():
+    config = bridge_config('two-stage')
+    config.query_head.type = 'ddetr_plugin.ContentTwoStageHead'
+    state = MODELS.build(config).state_dict()
+    with pytest.raises(ValueError, match="paper's TwoStageHead"):
+        export(state, 'official')
 
 
 @pytest.mark.parametrize('dialect', ['official', 'hf'])
@@ -280,9 +317,113 @@ def test_the_same_classes_in_another_order_are_put_in_order():
     state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
     target = empty('base', 3).state_dict()
     assert to_ours(state, target=target, target_classes=('cow', 'cat', 'dog')).rows == (2, 0, 1)
-    # Other names may be other words for the same classes: rows stay.
-    assert to_ours(state, target=target, target_classes=('cow', 'cat', 'hound')).rows is None
     assert to_ours(state, target=target, target_classes=('cat', 'dog', 'cow')).rows is None
+
+
+def test_as_many_classes_of_other_names_move_by_name_and_the_rest_starts_fresh():
+    model = ours('base', 3)
+    state = source(model.state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    target = empty('base', 3).state_dict()
+    result = to_ours(state, target=target, target_classes=('cow', 'cat', 'hound'))
+    assert result.rows == (2, 0, None)
+    assert result.classes == ('cow', 'cat', 'hound')
+    assert any(note.endswith('fresh: hound') for note in result.notes)
+    bias = 'bbox_head.cls_branches.0.bias'
+    assert torch.equal(result.state[bias][:2], model.state_dict()[bias][[2, 0]])
+    assert result.state[bias][2].sigmoid().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize('count', [3, 2])
+def test_where_no_name_is_known_every_class_starts_fresh_and_that_is_said(count):
+    state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=('cat', 'dog', 'cow')))
+    target = empty('base', count).state_dict()
+    result = to_ours(state, target=target, target_classes=('bolt', 'nut', 'cog')[:count])
+    assert result.rows == (None,) * count
+    (note,) = [note for note in result.notes if 'every class starts fresh' in note]
+    assert '(cat, dog, cow)' in note
+    kept = to_ours(
+        state, target=empty('base', 3).state_dict(), classes='keep', target_classes=('a', 'b', 'c')
+    )
+    assert kept.rows is None
+
+
+def test_rows_of_nobody_knows_which_classes_stay_where_they_are():
+    """Where the file gives no names, position is all there is."""
+    state = source(ours('base', 3).state_dict())
+    result = to_ours(state, target=empty('base', 3).state_dict(), target_classes=('a', 'b', 'c'))
+    assert result.rows is None
+    assert result.classes == ('a', 'b', 'c')
+    assert any('do not say which classes their 3 rows are' in note for note in result.notes)
+
+
+def test_names_that_differ_in_case_alone_are_different_classes():
+    letters = ('A', 'a', 'b')
+    state = source(ours('base', 3).state_dict(), dataset_meta=dict(classes=letters))
+    target = empty('base', 3).state_dict()
+    assert to_ours(state, target=target, target_classes=letters).rows is None
+    assert to_ours(state, target=target, target_classes=('a', 'A', 'B')).rows == (1, 0, 2)
+    # Which of the two is meant cannot be told.
+    mixed = to_ours(source(state.state, row_names=['Ab', 'aB', 'c']), classes=('AB', 'C'))
+    assert mixed.rows == (None, 2)
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(CLASSES=('cat', 'dog', 'cow')),
+        dict(dataset_meta=dict(CLASSES=('cat', 'dog', 'cow'))),
+        dict(dataset_meta=None, CLASSES=['cat', 'dog', 'cow']),
+        dict(dataset_meta=None, row_names=['cat', 'dog', 'cow']),
+        dict(dataset_meta=dict(classes=('cat', 'dog', 'cow')), row_names=['x', 'y', 'z']),
+    ],
+)
+def test_class_names_are_found_in_the_meta_data_of_every_release(meta):
+    result = to_ours(source(ours('base', 3).state_dict(), **meta), classes=('cow', 'cat'))
+    assert result.rows == (2, 0)
+
+
+@pytest.mark.parametrize('classes', [None, 7, ('cat',), 'cat', torch.zeros(3)])
+def test_meta_data_that_name_no_class_for_each_row_are_no_names(classes):
+    meta = dict(dataset_meta=dict(classes=classes))
+    result = to_ours(source(ours('base', 3).state_dict(), **meta))
+    assert result.classes is None
+
+
+def test_the_official_rows_are_known_whatever_the_gaps_are_called():
+    """Some files of transformers have the names of the categories that COCO gave up."""
+    names = ['N/A' if name is None else name for name in coco_rows()]
+    names[12], names[83] = 'street sign', 'blender'
+    model, state = released('base', 'hf')
+    result = to_ours(source(state, row_names=names))
+    assert result.rows == OFFICIAL_TO_COCO
+    assert result.classes == coco_classes()
+    # Other 91 classes are no COCO.
+    names[1] = 'human'
+    assert to_ours(source(state, row_names=names)).rows is None
+
+
+@pytest.mark.parametrize('shape', [(), (64,), (1, 4, 64)])
+def test_a_level_embedding_of_another_shape_is_refused(shape):
+    _, state = released('base', 'official')
+    state['transformer.level_embed'] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r'expected \(levels, channels\)'):
+        to_ours(source(state))
+
+
+@pytest.mark.parametrize('name', ['cls_branches.0.bias', 'cls_branches.2.weight'])
+def test_damaged_class_heads_are_refused(name):
+    _, state = released('two-stage', 'mmdet')
+    name = f'bbox_head.{name}'
+    with pytest.raises(ValueError, match='the file is damaged'):
+        to_ours(source({**state, name: torch.zeros(())}))
+
+
+def test_class_heads_of_different_sizes_are_refused():
+    _, state = released('refine', 'official')
+    for part in ('weight', 'bias'):
+        state[f'class_embed.1.{part}'] = state[f'class_embed.1.{part}'][:80]
+    with pytest.raises(ValueError, match=r'different numbers of rows, \[80, 91\]'):
+        to_ours(source(state))
 
 
 def test_classes_that_cannot_be_mapped_say_why():
@@ -290,7 +431,7 @@ def test_classes_that_cannot_be_mapped_say_why():
     with pytest.raises(ValueError, match='20 class rows and do not say of which classes'):
         converted(state, 'base', 2, classes=('a', 'b'))
     with pytest.raises(ValueError, match='unique, got cat'):
-        converted(released('base', 'official')[1], 'base', 2, classes=('Cat', 'cat'))
+        converted(released('base', 'official')[1], 'base', 2, classes=('cat', 'cat'))
     named = to_ours(source(state), classes=tuple(f'class {i}' for i in range(20)))
     assert named.rows is None
     assert named.classes[3] == 'class 3'

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 import convert_checkpoint
 import pytest
@@ -177,7 +178,45 @@ def test_a_dilated_backbone_is_reported_and_compared_with_the_config(run, tmp_pa
     config = write_config(tmp_path / 'config.py', 'single-scale')
     report = run(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--config', config)
     assert 'variant: single-scale; dilated backbone (DC5)' in report
-    assert 'warning: the file is of a dilated backbone, the config has an undilated one' in report
+    warning = 'warning: the file is of a dilated backbone (DC5), the config has an undilated one'
+    assert warning in report
+    # What is written says it again, in every dialect that can.
+    for dialect in ('ddetr_plugin', 'official', 'mmdet'):
+        run(tmp_path / 'official.pth', tmp_path / 'x.pth', '--to', dialect)
+        assert warning in run(tmp_path / 'x.pth', tmp_path / 'y.pth', '--config', config)
+
+
+@pytest.mark.parametrize('kind', ['ddetr_plugin.DilatedResNet', 'mmdet.ResNet'])
+def test_another_reading_of_dilation_is_reported(run, tmp_path, kind):
+    """D4: the official release and mmdet dilate the first block of a stage differently."""
+    model = build(bridge_config('single-scale', 91))
+    args = argparse.Namespace(dilation=True)
+    state = export(model.state_dict(), 'official')
+    torch.save({'model': state, 'args': args}, tmp_path / 'official.pth')
+    cfg = 'model = dict(backbone=dict(dilations=(1, 1, 1, 2)))'
+    state = export(model.state_dict(), 'mmdet')
+    torch.save({'state_dict': state, 'meta': {'cfg': cfg}}, tmp_path / 'mmdet.pth')
+    backbone = dict(type=kind, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+    config = write_config(tmp_path / 'config.py', 'single-scale', 91, backbone=backbone)
+    for dialect in ('official', 'mmdet'):
+        report = run(
+            tmp_path / f'{dialect}.pth', tmp_path / 'x.pth', '--config', config, '--classes', 'keep'
+        )
+        fits = (dialect == 'mmdet') == (kind == 'mmdet.ResNet')
+        assert ('dilate the first block of a stage differently (D4)' in report) != fits
+        assert 'warning: the file' not in report
+
+
+@pytest.mark.parametrize('dialect', ['official', 'hf'])
+def test_weights_without_a_neck_bias_are_written_with_zeros_and_a_note(run, tmp_path, dialect):
+    state = build(bridge_config('base', neck=dict(bias=False))).state_dict()
+    torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'ours.pth')
+    report = run(tmp_path / 'ours.pth', tmp_path / 'x.pth', '--to', dialect)
+    assert f'note: {dialect} has biases in the neck, the weights have none: zeros (D1)' in report
+    written = read_checkpoint(tmp_path / 'x.pth').state
+    for i in range(4):
+        bias = written[f'{"model." if dialect == "hf" else ""}input_proj.{i}.0.bias']
+        assert torch.equal(bias, torch.zeros(64))
 
 
 def test_weights_for_mmdet_say_that_its_neck_needs_a_bias(run, tmp_path):
@@ -206,6 +245,23 @@ def test_what_is_wrong_is_said_in_one_message(failure, tmp_path):
     assert not out.exists()
 
 
+def test_a_file_of_ours_is_checked_without_a_config(failure, tmp_path):
+    state = build(bridge_config('base')).state_dict()
+    state['backbone.fc.weight'] = state.pop('backbone.layer1.0.bn1.bias')
+    torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'ours.pth')
+    said = failure(tmp_path / 'ours.pth', tmp_path / 'out.pth', '--to', 'official')
+    assert 'missing: backbone.layer1.0.bn1.bias' in said
+    assert 'left over: backbone.fc.weight' in said
+
+
+def test_entries_that_are_no_tensors_are_named(run, tmp_path):
+    state = export(build(bridge_config('base')).state_dict(), 'official')
+    torch.save({'model': {**state, 'version': 3, 'note': 'x'}}, tmp_path / 'x.pth')
+    report = run(tmp_path / 'x.pth', tmp_path / 'out.pth')
+    assert 'not converted: version, note (among the weights, but no tensors)' in report
+    assert 'from the backbone (ResNet-18)' in report
+
+
 def test_missing_weights_can_be_allowed(run, tmp_path):
     official = tmp_path / 'official.pth'
     state = write_official(official)
@@ -213,6 +269,74 @@ def test_missing_weights_can_be_allowed(run, tmp_path):
     torch.save({'model': state}, official)
     report = run(official, tmp_path / 'out.pth', '--allow-missing')
     assert 'ignored: missing: query_head.reference_points_fc.bias' in report
+
+
+def test_what_does_not_fit_cannot_be_verified_but_is_converted(run, tmp_path):
+    state = export(build(bridge_config('base', 5)).state_dict(), 'mmdet')
+    del state['reference_points_fc.bias']
+    state['extra'] = torch.zeros(1)
+    torch.save({'state_dict': state}, tmp_path / 'mmdet.pth')
+    config = write_config(tmp_path / 'config.py', 'base', 5)
+    report = run(
+        tmp_path / 'mmdet.pth', tmp_path / 'out.pth', '--config', config, '--verify',
+        '--allow-missing', '--classes', 'keep',
+    )  # fmt: skip
+    assert 'verified: no; 2 tensors do not fit' in report
+    assert (tmp_path / 'out.pth').exists()
+
+
+def test_a_missing_library_is_blamed_on_verify_and_a_missing_module_of_a_config_is_not(
+    failure, tmp_path, monkeypatch
+):
+    state = export(build(bridge_config('base', 5)).state_dict(), 'hf')
+    torch.save(state, tmp_path / 'x.bin')
+    config = write_config(tmp_path / 'config.py', 'base', 5)
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    arguments = (tmp_path / 'x.bin', tmp_path / 'out.pth', '--config', config)
+    keep = ('--classes', 'keep')
+    assert '--verify needs the library that wrote the weights (hf)' in failure(
+        *arguments, '--verify', *keep
+    )
+    config.write_text(config.read_text().replace("'ddetr_plugin'", "'not_there'"))
+    said = failure(*arguments, '--trust', *keep)
+    assert 'not_there' in said
+    assert '--verify' not in said
+
+
+def test_a_destination_that_cannot_be_written_is_refused_at_once(failure, tmp_path):
+    official = tmp_path / 'official.pth'
+    write_official(official)
+    before = official.read_bytes()
+    said = failure(official, tmp_path)
+    assert 'is a folder; name the file to write' in said
+    assert 'ddetr_plugin.pth' in said
+    assert 'belongs to the weights to convert' in failure(official, official)
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'model.safetensors').write_bytes(b'x')
+    arguments = (tmp_path / 'theirs', tmp_path / 'theirs' / 'model.safetensors', '--to', 'hf')
+    assert 'belongs to the weights to convert' in failure(*arguments)
+    assert 'for --to hf only' in failure(official, tmp_path / 'x.safetensors')
+    assert official.read_bytes() == before
+
+
+def test_a_config_of_another_model_is_refused(failure, tmp_path):
+    official = tmp_path / 'official.pth'
+    write_official(official)
+    for model in ({'model': {'type': 'FCOS', 'bbox_head': {}}}, {}):
+        Config(model).dump(tmp_path / 'config.py')
+        said = failure(official, tmp_path / 'out.pth', '--config', tmp_path / 'config.py')
+        assert f"describes a {'FCOS' if model else None}, expected this package's" in said
+
+
+def test_a_config_with_a_backbone_that_needs_memory_to_be_built_is_compared(failure, tmp_path):
+    """mmdet's EfficientNet reads numbers from tensors while it is built."""
+    official = tmp_path / 'official.pth'
+    write_official(official)
+    backbone = dict(_delete_=True, type='ddetr_plugin.EfficientNetLite0')
+    config = write_config(tmp_path / 'config.py', backbone=backbone)
+    assert 'left over: backbone.conv1.weight' in failure(
+        official, tmp_path / 'out.pth', '--config', config
+    )
 
 
 def test_trust_is_the_only_way_to_a_file_that_runs_something(run, failure, tmp_path):

@@ -114,6 +114,19 @@ def test_a_file_that_is_no_checkpoint_says_so(tmp_path, content):
         read_checkpoint(file)
 
 
+def test_a_trusted_file_says_which_module_it_needs(tmp_path, monkeypatch):
+    code = 'class Thing: pass'
+    (tmp_path / 'somewhere_else.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import somewhere_else
+
+    file = saved(tmp_path / 'x.pth', {'model': STATE, 'args': somewhere_else.Thing()})
+    monkeypatch.delitem(sys.modules, 'somewhere_else')
+    (tmp_path / 'somewhere_else.py').unlink()
+    with pytest.raises(ValueError, match='the module somewhere_else, which is not installed'):
+        read_checkpoint(file, trust=True)
+
+
 def test_missing_and_empty_files_say_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match='x.pth does not exist'):
         read_checkpoint(tmp_path / 'x.pth')
@@ -132,8 +145,96 @@ def test_a_folder_of_transformers_is_read_with_its_class_names(tmp_path):
     config = {'model_type': 'deformable_detr', 'id2label': labels, 'dilation': True}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     source = read_checkpoint(tmp_path)
-    assert source.meta == {'dilation': True, 'row_names': [None, 'cat', 'dog']}
+    assert source.meta == {'row_names': [None, 'cat', 'dog']}
+    assert source.dilated
     assert to_ours(source, classes=('dog', 'cow')).rows == (2, None)
+
+
+TRANSFORMERS = {'model.level_embed': torch.zeros(4, 8)}
+
+
+def folder(path, config, state=TRANSFORMERS):
+    torch.save(state, path / 'pytorch_model.bin')
+    (path / 'config.json').write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('[]', 'expected an object, got a list'),
+        ('{', 'expected JSON'),
+        ({'model_type': 'deformable_detr', 'id2label': [1]}, 'id2label to be an object'),
+        ({'model_type': 'deformable_detr', 'id2label': {'cat': 1}}, 'id2label to be an object'),
+        ({'model_type': 'deformable_detr', 'id2label': {'-2': 'x'}}, 'id2label to be an object'),
+        ({'model_type': 'deformable_detr', 'id2label': {'9999999999': 'x'}}, 'id2label to be an'),
+        ({'model_type': 'deformable_detr', 'backbone_config': 7}, 'backbone_config to be an'),
+    ],
+)
+def test_a_damaged_config_of_transformers_is_named(tmp_path, config, message):
+    with pytest.raises(ValueError, match=rf'config\.json is .*{message}'):
+        read_checkpoint(folder(tmp_path, config))
+
+
+@pytest.mark.parametrize('config', [{'model_type': 'detr'}, {}, {'id2label': {'0': 'cat'}}])
+def test_the_config_of_another_model_says_nothing(tmp_path, config):
+    source = read_checkpoint(folder(tmp_path, config))
+    assert (source.meta, source.dilated) == ({}, None)
+
+
+def test_a_config_beside_other_dialects_says_nothing(tmp_path):
+    config = {'model_type': 'deformable_detr', 'id2label': {'0': 'cat'}, 'dilation': True}
+    folder(tmp_path, config)
+    for content in (STATE, {'state_dict': STATE, 'meta': {'dataset_meta': None}}):
+        source = read_checkpoint(saved(tmp_path / 'x.pth', content))
+        assert 'row_names' not in source.meta
+        assert source.dilated is None
+    folder(tmp_path, '[]')
+    assert_same(read_checkpoint(tmp_path / 'x.pth').state, STATE)
+
+
+def test_meta_data_without_classes_leave_the_word_to_the_config(tmp_path):
+    folder(tmp_path, {'model_type': 'deformable_detr', 'id2label': {'0': 'cat'}})
+    content = {'state_dict': TRANSFORMERS, 'meta': {'dataset_meta': None}}
+    source = read_checkpoint(saved(tmp_path / 'x.pth', content))
+    assert source.meta['row_names'] == ['cat']
+
+
+@pytest.mark.parametrize(
+    ('config', 'dilated'),
+    [
+        ({'dilation': True}, True),
+        ({'dilation': False}, False),
+        ({'dilation': True, 'use_timm_backbone': True}, True),
+        # Newer releases write what timm gets; their own ResNet cannot be dilated.
+        ({'dilation': True, 'backbone_config': {'model_type': 'timm_backbone'}}, True),
+        ({'backbone_config': {'model_type': 'timm_backbone', 'output_stride': 16}}, True),
+        ({'backbone_config': {'model_type': 'timm_backbone', 'output_stride': 32}}, False),
+        ({'dilation': True, 'use_timm_backbone': False}, False),
+        ({'dilation': True, 'backbone_config': {'model_type': 'resnet'}}, False),
+    ],
+)
+def test_transformers_dilates_backbones_of_timm_only(tmp_path, config, dilated):
+    source = read_checkpoint(folder(tmp_path, {'model_type': 'deformable_detr', **config}))
+    assert source.dilated is dilated
+
+
+@pytest.mark.parametrize(
+    ('index', 'message'),
+    [
+        ('{}', 'names no files'),
+        ('[]', 'names no files'),
+        ('{"weight_map": {}}', 'names no files'),
+        ('{"weight_map": ["a.bin"]}', 'names no files'),
+        ('{"weight_map"', 'expected JSON'),
+        ('{"weight_map": {"x": "../a.bin"}}', r'outside its folder: \.\./a\.bin'),
+        ('{"weight_map": {"x": "absent.bin"}}', r'absent\.bin does not exist'),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, index, message):
+    (tmp_path / 'pytorch_model.bin.index.json').write_text(index)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_checkpoint(tmp_path)
 
 
 def test_a_folder_with_several_files_is_read_whole(tmp_path):
@@ -163,6 +264,14 @@ def test_safetensors_hold_the_same_bits(tmp_path):
 def test_safetensors_are_written_for_transformers_only(tmp_path):
     with pytest.raises(ValueError, match='for --to hf only'):
         write_checkpoint(tmp_path / 'x.safetensors', STATE, 'official', {})
+
+
+@pytest.mark.parametrize('dilated', [True, False, None])
+@pytest.mark.parametrize('dialect', ['ddetr_plugin', 'mmdet', 'official'])
+def test_what_is_written_says_whether_the_backbone_is_dilated(tmp_path, dialect, dilated):
+    meta = {} if dilated is None else {'dilation': dilated}
+    write_checkpoint(tmp_path / 'x.pth', STATE, dialect, meta)
+    assert read_checkpoint(tmp_path / 'x.pth').dilated is dilated
 
 
 @pytest.mark.parametrize('dialect', ['ddetr_plugin', 'mmdet', 'official', 'hf'])

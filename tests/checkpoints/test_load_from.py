@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+import json
+import pickle
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from bridge_cases import assert_same, empty, ours
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner, load_checkpoint
+from test_tools import tool
 
-from ddetr_plugin.checkpoints import export
+from ddetr_plugin.checkpoints import export, write_checkpoint
 from ddetr_plugin.checkpoints.classes import coco_rows
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
@@ -127,6 +130,62 @@ def test_our_own_weights_move_to_other_classes_too(tiny_job, tmp_path):
     new, before = runner.model.bbox_head.cls_branches[0], old.bbox_head.cls_branches[0]
     assert torch.equal(new.weight, before.weight[[1, 0]])
     assert torch.equal(runner.model.encoder.level_embed, old.encoder.level_embed)
+
+
+def test_as_many_classes_of_other_names_start_fresh_with_a_warning(tiny_job, tmp_path):
+    path = with_classes(tiny_job(), ('bolt', 'nut', 'cog'))
+    old = noisy(Config.fromfile(path).model)
+    meta = {'dataset_meta': {'CLASSES': ('square', 'bar', 'post')}}
+    torch.save({'state_dict': old.state_dict(), 'meta': meta}, tmp_path / 'ours.pth')
+    runner = loaded(path, load_from=str(tmp_path / 'ours.pth'))
+    bias = runner.model.bbox_head.cls_branches[0].bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01), rtol=1e-3, atol=0)
+    # Nothing below a warning is in this log.
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert 'none of the wanted classes is among those of the weights (square, bar, post)' in log
+
+
+@pytest.mark.parametrize('dilated', [True, False])
+@pytest.mark.parametrize('form', ['official', 'ours', 'transformers'])
+def test_load_from_warns_of_a_backbone_that_is_dilated_otherwise(tiny_job, tmp_path, form, dilated):
+    path = tiny_job()
+    state = noisy(Config.fromfile(path).model).state_dict()
+    file = tmp_path / 'weights.bin'
+    if form == 'ours':
+        write_checkpoint(file, state, 'ddetr_plugin', {'dilation': dilated})
+    elif form == 'official':
+        content = released(export(state, 'official'), 'official')
+        content['args'].dilation = dilated
+        torch.save(content, file)
+    else:
+        write_checkpoint(file, export(state, 'hf'), 'hf', {})
+        config = {'model_type': 'deformable_detr', 'dilation': dilated}
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+    loaded(path, load_from=str(file))
+    # Nothing below a warning is in this log.
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert ('the file is of a dilated backbone (DC5)' in log) == dilated
+
+
+def test_the_test_tool_takes_a_folder_of_transformers(tiny_job, tmp_path, capsys):
+    path = tiny_job()
+    model = noisy(Config.fromfile(path).model)
+    found = []
+    for name in ('theirs', 'ours'):
+        (tmp_path / name).mkdir()
+    write_checkpoint(
+        tmp_path / 'theirs' / 'pytorch_model.bin', export(model.state_dict(), 'hf'), 'hf', {}
+    )
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'ours' / 'x.pth')
+    for place in (tmp_path / 'theirs', tmp_path / 'ours' / 'x.pth'):
+        results = tmp_path / f'{place.stem}.pkl'
+        tool('test').main(
+            [str(path), str(place), '--out', str(results), '--cfg-options']
+            + [f'experiment_name={place.stem}', f'work_dir={tmp_path / place.stem}']
+        )
+        found.append([r['pred_instances']['scores'] for r in pickle.loads(results.read_bytes())])
+    assert len(found[0]) == 8
+    assert all(map(torch.equal, *found))
 
 
 def test_our_own_checkpoint_is_not_touched(tiny_job, tmp_path):

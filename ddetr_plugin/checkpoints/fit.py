@@ -1,0 +1,108 @@
+"""Whether weights by our names are complete, and no more than that: alone, or for a model."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ddetr_plugin.checkpoints.detect import OURS
+from ddetr_plugin.checkpoints.names import Layout
+from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, is_neck_bias
+from ddetr_plugin.checkpoints.resnets import resnet_depth, resnet_names
+
+__all__ = ['backbone_depth', 'explain', 'misfits', 'misfits_alone']
+
+_BACKBONE = 'backbone.'
+
+
+def backbone_depth(ours: Mapping[str, Tensor]) -> int | None:
+    """The depth of the ResNet in a state dict by our names; None if it has another backbone."""
+    return resnet_depth(n.removeprefix(_BACKBONE) for n in ours if n.startswith(_BACKBONE))
+
+
+def misfits_alone(
+    ours: Mapping[str, Tensor], dialect: str, layout: Layout, notes: list[str]
+) -> list[str]:
+    """What is missing and left over in weights that no model is at hand for.
+
+    Args:
+        ours: by our names.
+        dialect: what they were written by.
+        layout: their architecture, which says what there must be; for a ResNet so do its blocks.
+        notes: gets a sentence if the backbone is another one, and cannot be checked.
+
+    Returns:
+        'missing: NAME' and 'left over: NAME' for each.
+    """
+    expected = expected_names(layout)
+    if dialect == OURS and not any(is_neck_bias(name) for name in ours):
+        # A model of ours may be built without (D1); mmdet's have been filled in.
+        expected = [name for name in expected if not is_neck_bias(name)]
+    found = [name for name in ours if not name.endswith(COUNTER)]
+    depth = backbone_depth(ours)
+    problems = []
+    if not any(name.startswith(_BACKBONE) for name in found):
+        problems.append('missing: every tensor of the backbone')
+    elif depth is None:
+        found = [name for name in found if not name.startswith(_BACKBONE)]
+        notes.append(
+            'the backbone is none of the ResNets whose names are known here, so whether it is '
+            'complete was not checked; --config compares it with a model'
+        )
+    else:
+        expected += [_BACKBONE + name for name in resnet_names(depth)]
+    problems += [f'missing: {name}' for name in expected if name not in ours]
+    known = set(expected)
+    return problems + [f'left over: {name}' for name in found if name not in known]
+
+
+def misfits(
+    ours: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    layout: Layout,
+    wanted: Layout | None,
+) -> list[str]:
+    """What is missing, left over or of another shape in weights for a model.
+
+    Args:
+        ours: by our names.
+        target: the model's state dict.
+        layout: of `ours`.
+        wanted: of `target`.
+    """
+    problems = []
+    if wanted is not None and layout.variant != wanted.variant:
+        problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
+    for name, tensor in target.items():
+        if name not in ours:
+            if not name.endswith(COUNTER):
+                problems.append(f'missing: {name}')
+        elif ours[name].shape != tensor.shape:
+            problems.append(
+                f'shape: {name} is {tuple(ours[name].shape)}, the model has {tuple(tensor.shape)}'
+            )
+    problems += [f'left over: {n}' for n in ours if n not in target and not n.endswith(COUNTER)]
+    return problems
+
+
+def explain(problems: Sequence[str], dialect: str, layout: Layout, alone: bool) -> str:
+    """The error message that lists the problems.
+
+    Args:
+        problems: what does not fit.
+        dialect: what the weights were written by.
+        layout: their architecture.
+        alone: there was no model to compare with.
+    """
+    cure = (
+        'If they are of a model with other parts, name its config with --config, which compares '
+        'them with that; or --allow-missing to go on without these'
+        if alone
+        else 'Give the config of the same variant and size, or --allow-missing to go on without '
+        'these'
+    )
+    lines = '\n  '.join(problems)
+    return (
+        f'the weights ({dialect}, {layout.variant}: {layout.encoder_layers} encoder and '
+        f'{layout.decoder_layers} decoder layers, {layout.levels} levels) do not fit; '
+        f'{len(problems)} problem{"s" if len(problems) > 1 else ""}:\n  {lines}\n{cure}'
+    )

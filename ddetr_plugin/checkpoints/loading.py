@@ -1,0 +1,103 @@
+"""One file's content, read without running what is in it."""
+
+import argparse
+import re
+import struct
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ['allow_official_checkpoints', 'load_file']
+
+
+def allow_official_checkpoints() -> None:
+    """Put argparse.Namespace, the official files' command line, on torch's allow-list.
+
+    A Namespace runs nothing when it is made. Calling it again changes nothing.
+    """
+    torch.serialization.add_safe_globals([(argparse.Namespace, 'argparse.Namespace')])
+
+
+def load_file(path: Path, trust: bool = False) -> Any:
+    """What is in a .safetensors file, or what torch saved in any other.
+
+    Args:
+        path: the file.
+        trust: let the pickle in the file run whatever it asks for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, asks for more than weights and may not, or needs a library
+            that is not installed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist (looked from {Path.cwd()})')
+    return _safetensors(path) if path.suffix == '.safetensors' else _unpickle(path, trust)
+
+
+# What torch stumbles over in files that are no checkpoints, or not whole ones.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+def _unpickle(path: Path, trust: bool) -> Any:
+    if trust:
+        try:
+            return torch.load(path, map_location='cpu', weights_only=False)
+        except ImportError as error:
+            raise ValueError(
+                f'{path} holds objects of the module {error.name}, which is not installed; install '
+                'it, or save the weights alone where it is'
+            ) from error
+        # A pickle may raise anything, and so may what it runs.
+        except Exception as error:
+            raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
+    allow_official_checkpoints()
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except UnpicklingError as error:
+        try:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except (*_DAMAGED, UnpicklingError, OSError):
+            names = []
+        reason = ' '.join(str(error).split())
+        found = re.search(r'GLOBAL (\S+)|Unsupported (?:class|global)[:\s]+(\S+)', reason)
+        if not names and found:
+            names = [found[1] or found[2]]
+        asks = (
+            f'asks to run {", ".join(sorted(names))}' if names else f'was refused: {reason[:200]}'
+        )
+        raise ValueError(
+            f'{path} is not only weights: its pickle {asks}. Nothing was run. If you know where '
+            'the file comes from, load it with --trust; otherwise leave it'
+        ) from error
+    # What torch stumbles over depends on the bytes that are no checkpoint.
+    except _DAMAGED as error:
+        raise ValueError(
+            f'{path} is not a checkpoint that torch can read: {" ".join(str(error).split())[:200]}'
+        ) from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file as load
+    except ImportError as error:
+        raise ValueError(
+            f'{path} needs the library safetensors: pip install safetensors'
+        ) from error
+    try:
+        return load(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is no readable safetensors file: {error}') from error

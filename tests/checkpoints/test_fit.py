@@ -1,0 +1,160 @@
+"""What is missing and what is left over in weights that come without a config."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bridge_cases import KINDS, bridge_config, ours, source
+from mmdet.models.backbones import ResNet, ResNetV1d
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from ddetr_plugin.checkpoints import DIALECTS, OURS, export, to_ours
+from ddetr_plugin.checkpoints.resnets import RESNETS, resnet_depth, resnet_names
+from ddetr_plugin.registry import MODELS
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+def on_meta(kind, depth=50):
+    with torch.device('meta'):
+        return kind(depth=depth)
+
+
+def written(dialect, kind='base', **changes):
+    state = MODELS.build(bridge_config(kind, **changes)).state_dict()
+    return dict(state) if dialect == OURS else export(state, dialect)
+
+
+@pytest.fixture(params=[OURS, *DIALECTS])
+def dialect(request):
+    return request.param
+
+
+def problems(state):
+    return to_ours(source(state), allow_missing=True).problems
+
+
+@pytest.mark.parametrize('depth', RESNETS)
+def test_the_names_of_a_resnet_are_those_of_mmdets(depth):
+    state = on_meta(ResNet, depth).state_dict()
+    wanted = {name for name in state if not name.endswith('num_batches_tracked')}
+    assert set(resnet_names(depth)) == wanted
+    assert len(resnet_names(depth)) == len(wanted)
+    assert resnet_depth(state) == depth
+
+
+def test_a_resnet_with_another_stem_is_not_taken_for_a_plain_one():
+    assert resnet_depth(on_meta(ResNetV1d).state_dict()) is None
+    assert resnet_depth(['blocks.0.conv1.weight', 'blocks.0.bn1.weight']) is None
+    assert resnet_depth([]) is None
+    # One block more than any has.
+    assert resnet_depth([*resnet_names(152), 'layer1.3.conv1.weight']) is None
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_complete_weights_have_no_problems(dialect, kind):
+    result = to_ours(source(written(dialect, kind)))
+    assert result.problems == []
+    assert not any('not checked' in note for note in result.notes)
+
+
+def test_a_tensor_of_the_backbone_that_is_missing_or_left_over_is_found(dialect):
+    state = written(dialect)
+    norm = next(n for n in state if n.endswith('running_var'))
+    extra = norm.replace('running_var', 'momentum')
+    del state[norm]
+    state[extra] = torch.zeros(1)
+    found = problems(state)
+    assert [p.split(': ')[0] for p in found] == ['missing', 'left over']
+    assert found[0].startswith('missing: backbone.') and found[0].endswith('running_var')
+    assert found[1].startswith('left over: backbone.') and found[1].endswith('momentum')
+    with pytest.raises(ValueError, match='2 problems') as error:
+        to_ours(source(state))
+    assert all(problem in str(error.value) for problem in found)
+    assert '--config' in str(error.value)
+
+
+def test_a_whole_block_and_a_whole_backbone_are_missed():
+    state = written(OURS)
+    for n in [n for n in state if n.startswith('backbone.layer4.1.')]:
+        del state[n]
+    assert {p.rsplit('.', 2)[0] for p in problems(state)} == {'missing: backbone.layer4.1'}
+    assert len(problems(state)) == 10
+    bare = {n: t for n, t in state.items() if not n.startswith('backbone')}
+    assert problems(bare) == ['missing: every tensor of the backbone']
+
+
+def test_a_name_below_a_known_module_that_it_does_not_have_is_left_over(dialect):
+    state = written(dialect)
+    linear = next(n for n in state if n.endswith('sampling_offsets.weight'))
+    state[linear.replace('weight', 'scale')] = torch.zeros(1)
+    (problem,) = problems(state)
+    assert problem == 'left over: encoder.layers.0.self_attn.sampling_offsets.scale'
+
+
+@pytest.mark.parametrize('name', ['encoder.level_embed2', 'bbox_head.cls_branches.7.weight', 'x'])
+def test_our_own_files_have_nothing_left_over(name):
+    assert problems({**written(OURS), name: torch.zeros(5, 64)}) == [f'left over: {name}']
+
+
+def test_our_own_files_miss_what_they_lack():
+    state = written(OURS, 'two-stage')
+    for name in ('query_head.pos_trans_fc.bias', 'bbox_head.reg_branches.1.4.weight'):
+        del state[name]
+    assert problems(state) == [
+        'missing: query_head.pos_trans_fc.bias',
+        'missing: bbox_head.reg_branches.1.4.weight',
+    ]
+
+
+@pytest.mark.parametrize('dialect', [OURS, 'mmdet'])
+def test_a_neck_has_all_biases_or_none(dialect):
+    state = written(dialect, neck=dict(bias=False))
+    assert problems(state) == []
+    half = 'neck.convs.0.conv.bias'
+    state[half] = torch.zeros(64)
+    missing = problems(state)
+    assert 'missing: neck.extra_convs.0.conv.bias' in missing
+    assert len(missing) == 3
+
+
+@pytest.mark.parametrize('part', 'qkv')
+def test_two_of_three_projections_of_transformers_are_not_dropped(part):
+    state = written('hf')
+    name = f'model.decoder.layers.0.self_attn.{part}_proj.weight'
+    del state[name]
+    found = problems(state)
+    assert found[0] == 'missing: decoder.layers.0.self_attn.attn.in_proj_weight'
+    assert len([p for p in found if p.startswith('left over') and '_proj.weight' in p]) == 2
+
+
+def test_another_backbone_is_said_to_be_unchecked():
+    state = {n.replace('backbone.', 'backbone.stem.'): t for n, t in written(OURS).items()}
+    del state['backbone.stem.bn1.weight']
+    result = to_ours(source(state))
+    assert result.problems == []
+    assert any('complete was not checked; --config' in note for note in result.notes)
+    state['neck.x'] = torch.zeros(1)
+    with pytest.raises(ValueError, match='1 problem:\n  left over: neck.x\n'):
+        to_ours(source(state))
+
+
+@pytest.mark.parametrize('file', sorted(CONFIGS.glob('deformable-detr*.py')), ids=lambda f: f.stem)
+def test_the_models_of_all_configs_are_complete(file):
+    config = Config.fromfile(file).model
+    resnet = 'ResNet' in config.backbone.type
+    # mmdet's EfficientNet reads numbers from tensors while it is built.
+    device = 'meta' if resnet else 'cpu'
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device(device):
+        state = MODELS.build(config).state_dict()
+    result = to_ours(source(state))
+    assert result.problems == []
+    assert any('not checked' in note for note in result.notes) != resnet
+
+
+def test_half_converted_files_do_not_pass_as_ours():
+    """Our names with one that official files have."""
+    state = ours('base').state_dict()
+    state['input_proj.0.0.weight'] = state['neck.convs.0.conv.weight']
+    assert problems(state) == ['left over: input_proj.0.0.weight']
