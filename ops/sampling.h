@@ -140,7 +140,7 @@ struct Axis {
 // every pixel of an axis of -1 cells, which stands for a level that does not exist.
 template <typename S>
 DDETR_BOTH auto on_map(S pixel, Whole<S> size) {
-  return (pixel > constant<S>(-1.0f)) & (pixel < Arithmetic<S>::real(size));
+  return (pixel >= constant<S>(-1.0f)) & (pixel < Arithmetic<S>::real(size));
 }
 
 // Only for pixels on the map.

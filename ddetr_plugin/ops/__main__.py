@@ -50,7 +50,10 @@ def print_backend() -> bool:
         return False
     print('backend: native')
     print('CPU library')
-    print(f'    dispatch level: {torch.ops.ddetr_plugin.cpu_capability()}')
+    try:
+        print(f'    dispatch level: {torch.ops.ddetr_plugin.cpu_capability()}')
+    except RuntimeError as error:  # the environment variable that limits it
+        sys.exit(str(error))
     print_build('_C', torch.ops.ddetr_plugin.build_info())
     no_cuda = cuda_load_error()
     if no_cuda is None:

@@ -34,7 +34,7 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return f'{path} cannot be loaded: {error}'
+        return f'{path} cannot be loaded: {error.__cause__ or error}'
     try:
         importlib.import_module('ddetr_plugin.ops._registration')
     except AttributeError as error:
@@ -54,7 +54,7 @@ def _load_cuda() -> str | None:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return f'{path} cannot be loaded: {error}'
+        return f'{path} cannot be loaded: {error.__cause__ or error}'
     return None
 
 
@@ -107,9 +107,12 @@ def _warn(device: str) -> None:
     )
 
 
-def level_tensors(spatial_shapes) -> tuple[torch.Tensor, torch.Tensor]:
-    """`spatial_shapes`, pairs of integers, as the operator's (L, 2) and (L,) tensors on the CPU."""
-    sizes = tuple((height, width) for height, width in spatial_shapes)
+def level_tensors(sizes: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator's (L, 2) and (L,) tensors, on the CPU.
+
+    Args:
+        sizes: pairs of Python's integers, from `checks.plain_shapes`.
+    """
     # Tracing and transforms want tensors of their own, and make some that nobody else can use.
     if (
         torch.compiler.is_compiling()

@@ -24,6 +24,28 @@ def level_sizes(spatial_shapes) -> list:
     return [[int(height), int(width)] for height, width in spatial_shapes]
 
 
+def plain_shapes(spatial_shapes):
+    """A tensor as it is; anything else as a tuple of pairs of Python's own integers.
+
+    Raises:
+        ValueError: it is neither a tensor nor pairs of integers.
+    """
+    if isinstance(spatial_shapes, Tensor):
+        return spatial_shapes
+    try:
+        pairs = tuple((height, width) for height, width in spatial_shapes)
+        # Numbers of a traced graph are integers, but have no __index__ to call.
+        if torch.compiler.is_compiling():
+            return pairs
+        # Others may have few bits, or be tensors that a sum would change in place.
+        return tuple((operator.index(height), operator.index(width)) for height, width in pairs)
+    except (TypeError, ValueError):
+        raise ValueError(
+            'spatial_shapes must be a tensor (L, 2) or pairs of integers (H, W), got '
+            f'{spatial_shapes!r}'
+        ) from None
+
+
 def check_arguments(
     value, spatial_shapes, level_start_index, sampling_locations, attention_weights
 ) -> None:
@@ -60,8 +82,14 @@ def check_fused_arguments(
     _check_numbers(value, 'reference_points', reference_points)
     shape = tuple(reference_points.shape)
     batch, queries = sampling_offsets.shape[:2]
-    wanted = [(queries, levels, size) for size in (2, 4)]
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] not in wanted:
+    # Number by number: tuples of traced and plain numbers may compare as unequal.
+    if (
+        len(shape) != 4
+        or (shape[0] != 1 and shape[0] != batch)
+        or shape[1] != queries
+        or shape[2] != levels
+        or (shape[3] != 2 and shape[3] != 4)
+    ):
         raise ValueError(
             f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {batch}, Q={queries}, '
             f'L={levels}, got {shape}'
@@ -119,6 +147,8 @@ def _check_numbers(value, name, tensor) -> None:
         raise ValueError(
             f'{name} must be {dtype} or narrower with a value of {value.dtype}, got {tensor.dtype}'
         )
+    if tensor.layout != torch.strided:
+        raise ValueError(f'{name} must be a dense tensor, got one of layout {tensor.layout}')
     if tensor.device != value.device:
         raise ValueError(
             f'{name} must be on the device of value, {value.device}, got {tensor.device}'
@@ -155,8 +185,10 @@ def _check_levels(spatial_shapes, level_start_index, tokens, device) -> int:
         ('spatial_shapes', spatial_shapes),
         ('level_start_index', level_start_index),
     ):
-        if tensor.dtype != torch.int64:
-            raise ValueError(f'{name} must be int64, got {tensor.dtype}')
+        if tensor.dtype != torch.int64 or tensor.layout != torch.strided:
+            raise ValueError(
+                f'{name} must be a dense tensor of int64, got {tensor.dtype} {tensor.layout}'
+            )
         if tensor.device != device and tensor.device.type != 'cpu':
             raise ValueError(
                 f'{name} must be on the device of value, {device}, or on the CPU, '
@@ -179,27 +211,16 @@ def _is_readable(tensor: Tensor) -> bool:
 
 def _check_level_numbers(sizes, starts, tokens) -> int:
     """Returns L; `starts` of None are implied by `sizes`."""
-    try:
-        # Numbers of a traced graph are integers, but have no __index__ to call.
-        sizes = [
-            (height, width)
-            if torch.compiler.is_compiling()
-            else (operator.index(height), operator.index(width))
-            for height, width in sizes
-        ]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f'spatial_shapes must be a tensor (L, 2) or pairs of integers (H, W), got {sizes!r}'
-        ) from None
+    sizes = plain_shapes(sizes)
     if not sizes or any(height < 1 or width < 1 for height, width in sizes):
-        raise ValueError(f'spatial_shapes must hold at least one (H, W), both >= 1, got {sizes}')
+        raise ValueError(f'spatial_shapes must hold at least one (H, W), both >= 1, got {[*sizes]}')
     expected, start = [], 0
     for height, width in sizes:
         expected.append(start)
         start += height * width
     if start != tokens:
         raise ValueError(
-            f'spatial_shapes {sizes} hold {start} cells, but value has S={tokens} tokens'
+            f'spatial_shapes {[*sizes]} hold {start} cells, but value has S={tokens} tokens'
         )
     if starts is not None and not isinstance(starts, (list, tuple)):
         raise ValueError(
@@ -208,6 +229,7 @@ def _check_level_numbers(sizes, starts, tokens) -> int:
         )
     if starts is not None and list(starts) != expected:
         raise ValueError(
-            f'level_start_index must be {expected} for spatial_shapes {sizes}, got {list(starts)}'
+            f'level_start_index must be {expected} for spatial_shapes {[*sizes]}, got '
+            f'{list(starts)}'
         )
     return len(sizes)

@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 
 from ddetr_plugin.ops import _native
-from ddetr_plugin.ops.checks import check_arguments, check_fused_arguments, compute_dtype
+from ddetr_plugin.ops.checks import (
+    check_arguments,
+    check_fused_arguments,
+    compute_dtype,
+    plain_shapes,
+)
 from ddetr_plugin.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 __all__ = ['ms_deform_attn', 'ms_deform_attn_fused']
@@ -21,9 +26,9 @@ def ms_deform_attn(
 
     A sample between cells mixes its four neighbours; neighbours outside the map count as zero
     (`grid_sample` with ``align_corners=False, padding_mode='zeros'``). A location that is NaN or
-    infinite reads zero and receives no gradient. Coordinates, weights and sums are never below
-    float32. Once differentiable, in reverse mode, also by torch.func.grad, vjp, jacrev and under
-    vmap; forward mode and second derivatives raise.
+    infinite reads zero and receives no gradient, whatever its weight. Coordinates, weights and
+    sums are never below float32. Once differentiable, in reverse mode, also by torch.func.grad,
+    vjp, jacrev and under vmap; forward mode and second derivatives raise.
 
     Args:
         value: (B, S, M, D) float; projected features, padded tokens already zero.
@@ -43,6 +48,7 @@ def ms_deform_attn(
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         NotImplementedError: an argument has a tangent of forward-mode differentiation.
     """
+    spatial_shapes = plain_shapes(spatial_shapes)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     if not _native.is_available(value):
         return ms_deform_attn_reference(
@@ -93,6 +99,7 @@ def ms_deform_attn_fused(
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         NotImplementedError: an argument has a tangent of forward-mode differentiation.
     """
+    spatial_shapes = plain_shapes(spatial_shapes)
     check_fused_arguments(
         value,
         spatial_shapes,

@@ -131,14 +131,22 @@ def _unexpected(module) -> str | None:
         if not hasattr(module, name):
             return f'{MODULE} has no {name}'
     for name, function, expected in (
-        (f'{GPU_FUNCTION}.forward', getattr(module, GPU_FUNCTION).forward, GPU_ARGUMENTS),
+        (
+            f'{GPU_FUNCTION}.forward',
+            getattr(getattr(module, GPU_FUNCTION), 'forward', None),
+            GPU_ARGUMENTS,
+        ),
         (CPU_FUNCTION, getattr(module, CPU_FUNCTION), CPU_ARGUMENTS),
     ):
-        arguments = tuple(inspect.signature(function).parameters)
+        try:
+            arguments = tuple(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return f'{MODULE}.{name} is not a function with a signature, but {function!r}'
         if arguments != expected:
             return f'{MODULE}.{name} takes {arguments}, expected {expected}'
     # Decorators of mmengine surround the method.
-    forward = inspect.unwrap(getattr(module, ATTENTION).forward)
+    forward = getattr(getattr(module, ATTENTION), 'forward', None)
+    forward = inspect.unwrap(forward) if callable(forward) else forward
     code = getattr(forward, '__code__', None)
     for name in (GPU_FUNCTION, CPU_FUNCTION):
         if (

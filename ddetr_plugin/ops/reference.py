@@ -1,5 +1,6 @@
 """The definition of the operator in plain PyTorch: oracle, and fallback without native code."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -8,9 +9,13 @@ from ddetr_plugin.ops.checks import (
     check_fused_arguments,
     compute_dtype,
     level_sizes,
+    plain_shapes,
 )
 
 __all__ = ['ms_deform_attn_fused_reference', 'ms_deform_attn_reference']
+
+# A location far from every map of at least one cell.
+OUTSIDE = -2.0
 
 
 def ms_deform_attn_reference(
@@ -25,6 +30,7 @@ def ms_deform_attn_reference(
     Arguments, result and errors are those of `ms_deform_attn`. Reads `spatial_shapes` on the
     host, so on a GPU every call waits for it.
     """
+    spatial_shapes = plain_shapes(spatial_shapes)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
@@ -36,8 +42,8 @@ def ms_deform_attn_reference(
     per_head = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, D, S)
     # A location that is no number reads zero and has no gradient; so does any two maps away,
     # and clamping there keeps grid_sample's integers in range.
-    locations = sampling_locations.to(dtype).nan_to_num(nan=-2.0, posinf=-2.0, neginf=-2.0)
-    locations = locations.clamp(-2.0, 3.0)
+    locations = sampling_locations.to(dtype).nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=OUTSIDE)
+    locations = locations.clamp(OUTSIDE, 3.0)
     # grid_sample's frame is -1..1 where ours is 0..1.
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
     weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
@@ -73,6 +79,7 @@ def ms_deform_attn_fused_reference(
 
     Arguments, result and errors are those of `ms_deform_attn_fused`.
     """
+    spatial_shapes = plain_shapes(spatial_shapes)
     check_fused_arguments(
         value,
         spatial_shapes,
@@ -84,6 +91,9 @@ def ms_deform_attn_fused_reference(
     dtype = compute_dtype(value)
     reference = reference_points.to(dtype)[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
     offsets = sampling_offsets.to(dtype)
+    # What makes a location that is no number must stay out of the products: 0 * NaN is not 0.
+    known = reference.isfinite().all(-1, keepdim=True) & offsets.isfinite().all(-1, keepdim=True)
+    reference, offsets = torch.where(known, reference, 0.0), torch.where(known, offsets, 0.0)
     if reference.shape[-1] == 2:
         cells = offsets.new_tensor(
             [(width, height) for height, width in level_sizes(spatial_shapes)]
@@ -91,5 +101,6 @@ def ms_deform_attn_fused_reference(
         locations = reference + offsets / cells[:, None]
     else:
         locations = reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
+    locations = torch.where(known, locations, OUTSIDE)
     weights = attention_logits.to(dtype).flatten(-2).softmax(-1).view(attention_logits.shape)
     return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)

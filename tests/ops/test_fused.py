@@ -143,15 +143,47 @@ def test_softmax_of_logits_of_any_size(device):
 @ALL_REFERENCES
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize('device', devices())
-def test_a_point_that_is_no_number_reads_zero_and_has_no_gradient(bad, reference_size, device):
+@pytest.mark.parametrize('function', [ms_deform_attn_fused, ms_deform_attn_fused_reference])
+def test_a_point_that_is_no_number_reads_zero_and_has_no_gradient(
+    function, bad, reference_size, device
+):
     arguments = fused_case(reference_size, channels=8, device=device)
-    clean = outputs_and_gradients(ms_deform_attn_fused, arguments)
+    clean = outputs_and_gradients(function, arguments)
     arguments[4][0, 0, 0, 0, 0, 0] = bad
-    changed = outputs_and_gradients(ms_deform_attn_fused, arguments)
+    changed = outputs_and_gradients(function, arguments)
     assert all(x.isfinite().all() for x in changed)
     assert not changed[3][0, 0, 0, 0, 0].any()
     # Another head of the same query does not notice.
     assert torch.equal(clean[0][0, 0, 8:], changed[0][0, 0, 8:])
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('device', devices())
+@pytest.mark.parametrize('function', [ms_deform_attn_fused, ms_deform_attn_fused_reference])
+def test_a_reference_that_is_no_number_leaves_all_gradients_finite(function, bad, device):
+    arguments = fused_case(4, channels=8, device=device)
+    arguments[3][0, 0, 0, 2] = bad
+    results = outputs_and_gradients(function, arguments)
+    assert all(x.isfinite().all() for x in results)
+    assert not results[2][0, 0, 0].any() and not results[3][0, 0, :, 0].any()
+
+
+@pytest.mark.parametrize('integers', [False, True])
+@pytest.mark.parametrize('batch', [1, 2, 3, 4])
+@ALL_REFERENCES
+def test_compiles_with_dynamic_sizes_that_equal_one_another(reference_size, batch, integers):
+    """A batch of as many pictures as there are levels or numbers of a reference, and so on."""
+    arguments = fused_case(
+        reference_size, batch=batch, channels=8, points=4, sizes=((8, 8), (4, 4), (2, 2), (1, 1))
+    )
+    value, shapes, starts, *points = arguments
+    if integers:
+        shapes, starts = [(8, 8), (4, 4), (2, 2), (1, 1)], None
+    torch._dynamo.reset()
+    compiled = torch.compile(ms_deform_attn_fused, fullgraph=True, dynamic=True, backend='eager')
+    torch.testing.assert_close(
+        compiled(value, shapes, starts, *points), ms_deform_attn_fused(*arguments)
+    )
 
 
 @pytest.mark.parametrize('device', devices())

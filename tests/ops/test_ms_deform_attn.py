@@ -153,6 +153,28 @@ def test_a_bad_value_reaches_only_samples_beside_it(bad, queries, device):
 
 @needs_native
 @pytest.mark.parametrize('device', devices())
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_every_kind_of_pixel_beside_a_bad_value_is_as_in_grid_sample(bad, device):
+    """On cells, between them, on the border, and exactly one cell outside."""
+    pixels = torch.tensor([-1.5, -1, -0.75, 0, 0.25, 1, 1.5, 2, 2.75, 3, 3.25, 3.75, 4, 4.5])
+    x, y = torch.meshgrid(pixels, pixels, indexing='ij')
+    queries = x.numel()
+    locations = torch.stack((x, y), -1).add(0.5).div(4).view(1, queries, 1, 1, 1, 2).to(device)
+    weights = torch.ones(1, queries, 1, 1, 1, device=device)
+    levels = levels_of([(4, 4)], device)
+    for cell in (0, 3, 5, 12, 15):
+        value = torch.ones(1, 16, 1, 8, device=device)
+        value[0, cell] = bad
+        ours = outputs_and_gradients(ms_deform_attn, (value, *levels, locations, weights))
+        theirs = outputs_and_gradients(
+            ms_deform_attn_reference, (value, *levels, locations, weights)
+        )
+        for mine, wanted in zip((ours[0], ours[3]), (theirs[0], theirs[3]), strict=True):
+            torch.testing.assert_close(mine, wanted, equal_nan=True)
+
+
+@needs_native
+@pytest.mark.parametrize('device', devices())
 @pytest.mark.parametrize('queries', [40, 700])
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('channels', [5, 32])

@@ -152,16 +152,57 @@ def test_what_is_no_tensor_is_refused_by_name(position, blamed):
         ms_deform_attn(*arguments)
 
 
-def test_a_sparse_value_is_refused_by_name():
-    value, *arguments = case()
-    with pytest.raises(ValueError, match='^value must be a dense tensor'):
-        ms_deform_attn(value.to_sparse(), *arguments)
+@pytest.mark.parametrize(
+    'position, name',
+    enumerate(
+        [
+            'value',
+            'spatial_shapes',
+            'level_start_index',
+            'sampling_locations',
+            'attention_weights',
+        ]
+    ),
+)
+def test_a_sparse_tensor_is_refused_by_name(position, name):
+    arguments = list(case())
+    arguments[position] = arguments[position].to_sparse()
+    with pytest.raises(ValueError, match=f'^{name} must be a dense tensor'):
+        ms_deform_attn(*arguments)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda sizes: np.array(sizes, dtype=np.int16),
+        lambda sizes: np.array(sizes, dtype=np.uint8),
+        lambda sizes: [[torch.tensor(height), torch.tensor(width)] for height, width in sizes],
+        lambda sizes: ((height, width) for height, width in sizes),
+    ],
+    ids=['int16', 'uint8', 'tensors', 'generator'],
+)
+@pytest.mark.parametrize('function', [ms_deform_attn, ms_deform_attn_reference])
+def test_integers_of_any_kind_are_taken_and_spoil_no_later_call(function, make):
+    sizes = [(200, 200), (2, 2)]  # 40000 is too much for 16 bits
+    value, shapes, starts, locations, weights = case(channels=1, sizes=sizes)
+    expected = function(value, shapes, starts, locations, weights)
+    for given in (make(sizes), sizes):
+        assert torch.equal(function(value, given, None, locations, weights), expected)
 
 
 def test_tensor_shapes_without_starts_are_refused():
     value, shapes, _, locations, weights = case()
     with pytest.raises(ValueError, match='^level_start_index must be a tensor'):
         ms_deform_attn(value, shapes, None, locations, weights)
+
+
+def test_a_library_that_cannot_be_loaded_is_reported_with_the_loaders_own_reason(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / '_C.abi3.so'
+    path.write_text('no library')
+    monkeypatch.setattr(_native, 'library_path', lambda name: path)
+    assert 'file too short' in _native._load()
 
 
 def test_without_the_native_operator_one_warning_names_reason_and_remedy(monkeypatch):

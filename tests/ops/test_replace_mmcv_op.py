@@ -307,6 +307,18 @@ def _another_calculation(patch):
     patch.setattr(MultiScaleDeformableAttention, 'forward', namespace.pop('forward'))
 
 
+def _class_without_forward(patch):
+    patch.setattr(mmcv_module, mmcv_replacement.GPU_FUNCTION, type('Odd', (), {}))
+
+
+def _number_for_a_function(patch):
+    patch.setattr(mmcv_module, mmcv_replacement.CPU_FUNCTION, 5)
+
+
+def _nothing_for_a_class(patch):
+    patch.setattr(mmcv_module, mmcv_replacement.ATTENTION, None)
+
+
 def _no_mmcv(patch):
     patch.setitem(sys.modules, mmcv_replacement.MODULE, None)
 
@@ -319,6 +331,9 @@ def _no_mmcv(patch):
         (_another_signature, r"takes \('value', 'sampling_locations', 'shapes'\), expected \('va"),
         (_another_forward, 'does not call mmcv.*MultiScaleDeformableAttnFunction'),
         (_another_calculation, 'does not call mmcv.*MultiScaleDeformableAttnFunction'),
+        (_class_without_forward, 'is not a function with a signature, but None'),
+        (_number_for_a_function, 'is not a function with a signature, but 5'),
+        (_nothing_for_a_class, 'does not call mmcv.*MultiScaleDeformableAttnFunction'),
         (_no_mmcv, 'cannot be imported'),
     ],
 )
