@@ -80,6 +80,20 @@ def toolkit_version(cuda_home: str) -> str:
     return found[1] if found else ''
 
 
+def find_toolkit(usual: Path = Path('/usr/local/cuda')) -> None:
+    """Sets CUDA_HOME where torch would look in vain.
+
+    torch takes the folder above that of nvcc. Where nvcc on the path is a script that starts the
+    real one, that folder has no headers, and `usual` may have them.
+    """
+    nvcc = shutil.which('nvcc')
+    if nvcc is None or os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH'):
+        return
+    header = Path('include', 'cuda_runtime_api.h')
+    if not (Path(nvcc).parents[1] / header).exists() and (usual / header).exists():
+        os.environ['CUDA_HOME'] = str(usual)
+
+
 def cuda_wanted() -> bool:
     """Whether a toolkit that fits torch is there, and a GPU is visible or FORCE_CUDA=1."""
     import torch
@@ -241,6 +255,7 @@ def native() -> dict:
         return {}
     reason = reason_not_to_build()
     if reason is None:
+        find_toolkit()
         return extension()
     if wish == '1':
         sys.exit(f'DDETR_BUILD_OPS=1, but the operator cannot be built: {reason}')

@@ -1,11 +1,13 @@
 """The GPU's part of benchmark_op.py: our operator against every peer that can be imported.
 
 Peers: grid_sample; torch-ms-deform-attn; mmcv with its compiled operators; the operator that
-Deformable DETR was published with (MultiScaleDeformableAttention). Forward and backward are timed
-apart, as CUDA graphs of several calls whose inputs take turns, so that a call finds nothing of its
-own in the L2 cache and no time of the host is measured; what cannot be captured is timed with
-events and marked `eager`. In 16 bits each implementation gets what it takes: ours and
-torch-ms-deform-attn values of 16 bits and float32 coordinates, the others all in 16 bits.
+Deformable DETR was published with (MultiScaleDeformableAttention); deformops; FlashDeformAttn of
+DCNv4, which does the softmax, too. Those that are missing are named, with the way to install them
+(benchmark_peers.py). Forward and backward are timed apart, as CUDA graphs of several calls whose
+inputs take turns, so that a call finds nothing of its own in the L2 cache and no time of the host
+is measured; what cannot be captured is timed with events and marked `eager`. In 16 bits each
+implementation gets what it takes: ours and torch-ms-deform-attn values of 16 bits and float32
+coordinates, deformops float32 locations, the others all in 16 bits.
 
 Beside each time: how often ours fits into it; the memory that must be read and written at least,
 over the time, and that in percent of what copying memory reaches here (the speed of light for an
@@ -13,23 +15,15 @@ operator that reads every input once); the bytes gathered from caches over the t
 against float64, relative to the largest number of each result.
 """
 
-import importlib.util
+import math
 import statistics
-from pathlib import Path
 
 import torch
-from benchmark_op import (
-    LARGE,
-    SMALL,
-    around,
-    grid_sample_attention,
-    implementations,
-    make_inputs,
-)
+from benchmark_op import LARGE, SMALL, make_inputs
+from benchmark_peers import find_peers
 from benchmarking import milliseconds
 
-from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
-from ddetr_plugin.ops.reference import ms_deform_attn_fused_reference
+from ddetr_plugin.ops import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 WIDE = ((100, 167), (50, 84), (25, 42), (13, 21))
 # name: (batch, level sizes, queries; None for one per cell, (heads, channels, points))
@@ -47,55 +41,12 @@ CASES = {
 }
 QUICK = {'small': (2, SMALL, None, USUAL)}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KEEPS_COORDINATES = ('ours', 'PyTorch around ours', 'torch-ms-deform-attn')
 
 
-def gpu_peers():
-    """Name -> function with the arguments of `ms_deform_attn`; ours first."""
-    found = implementations()
-    spec = importlib.util.find_spec('mmcv')
-    # mmcv-lite, and what stands in for mmcv's extension, has no operator.
-    if spec is not None and list(Path(spec.origin).parent.glob('_ext*')):
-        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
-
-        # 64: the pictures of one launch, at most.
-        found['mmcv'] = lambda *inputs: MultiScaleDeformableAttnFunction.apply(*inputs, 64)
-    if importlib.util.find_spec('MultiScaleDeformableAttention') is not None:
-        found['Deformable DETR'] = published_operator()
-    return found
-
-
-def published_operator():
-    """The operator that Deformable DETR was published with, as a differentiable function."""
-    import MultiScaleDeformableAttention as compiled  # noqa: N813
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs):
-            ctx.save_for_backward(*inputs)
-            return compiled.ms_deform_attn_forward(*inputs, 64)
-
-        @staticmethod
-        def backward(ctx, grad_output):
-            value, locations, weights = compiled.ms_deform_attn_backward(
-                *ctx.saved_tensors, grad_output.contiguous(), 64
-            )
-            return value, None, None, locations, weights
-
-    return Function.apply
-
-
-FUSED = {
-    'ours': ms_deform_attn_fused,
-    'PyTorch around ours': around(ms_deform_attn),
-    'PyTorch + grid_sample': around(grid_sample_attention),
-}
-
-
-def in_dtype(inputs, dtype, all_of_it):
-    """The same inputs with `value`, or all numbers, in another dtype."""
+def in_dtype(inputs, dtype, wide):
+    """The same inputs in another dtype, but for those at the positions `wide`."""
     cast = [
-        x.detach().to(dtype) if x.is_floating_point() and (all_of_it or number == 0) else x.detach()
+        x.detach().to(dtype) if x.is_floating_point() and number not in wide else x.detach()
         for number, x in enumerate(inputs)
     ]
     return [x.requires_grad_(old.requires_grad) for x, old in zip(cast, inputs)]
@@ -118,11 +69,15 @@ def steps(function, inputs):
 
 
 def errors(results, exact):
-    """Largest error of each result, relative to its largest number; then the largest of them."""
-    return max(
-        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
-        for a, b in zip(results, exact)
-    )
+    """Largest error of each result, relative to its largest number; then the largest of them.
+
+    NaN where any result holds one: torch's max, unlike Python's, does not pass over it.
+    """
+    relative = [
+        (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)
+        for a, b in zip(results, exact, strict=True)
+    ]
+    return torch.stack(relative).max().item()
 
 
 class Timed:
@@ -187,7 +142,7 @@ def copy_bandwidth(device):
     return 2 * source.numel() / (min(timed.microseconds() for _ in range(10)) * 1e-6)
 
 
-def measure_case(shape, dtype, device, rounds, copies, fused):
+def measure_case(shape, dtype, device, rounds, copies, fused, peers):
     """Rows of one case: implementation, pass, times, ratios, rates and errors.
 
     Args:
@@ -197,22 +152,29 @@ def measure_case(shape, dtype, device, rounds, copies, fused):
         rounds: timed runs.
         copies: inputs that take turns.
         fused: the fused operator instead of the plain one.
+        peers: name -> `benchmark_peers.Peer` for that operator, ours first.
+
+    Returns:
+        What did not run, then what was timed; only the former where ours did not run.
     """
     batch, sizes, queries, (heads, channels, points) = shape
     made = [
         make_inputs(batch, sizes, queries, device, heads, channels, points, seed)[fused]
         for seed in range(copies)
     ]
-    reference = ms_deform_attn_fused_reference if fused else ms_deform_attn_reference
-    rounded = in_dtype(made[0], dtype, False)
-    exact_steps = steps(reference, in_dtype(rounded, torch.float64, True))
-    exact = {name: step() for name, step in exact_steps.items()}
-    del exact_steps
+    # Of what every implementation is to compute: from values as they are in `dtype`.
+    rounded = in_dtype(made[0], dtype, range(1, len(made[0])))
+    usual = ms_deform_attn_fused_reference if fused else ms_deform_attn_reference
+    exact = {}
     stream = torch.cuda.Stream() if device == 'cuda' else None
     timed, rows = {}, []
-    for name, function in (FUSED if fused else gpu_peers()).items():
-        whole = dtype != torch.float32 and name not in KEEPS_COORDINATES
-        inputs = [in_dtype(x, dtype, whole) for x in made]
+    for name, peer in peers.items():
+        pack = peer.pack or list
+        reference = peer.reference or usual
+        if reference not in exact:
+            wide = pack(in_dtype(rounded, torch.float64, ()))
+            exact[reference] = {way: step() for way, step in steps(reference, wide).items()}
+        inputs = [in_dtype(x, dtype, peer.wide) for x in made]
         # grid_sample reads the sizes on the host; the compiled peers want them on the device.
         if 'grid_sample' in name:
             inputs = [[x[0], x[1].cpu(), x[2].cpu(), *x[3:]] for x in inputs]
@@ -220,14 +182,16 @@ def measure_case(shape, dtype, device, rounds, copies, fused):
             stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                prepared = [steps(function, x) for x in inputs]
+                prepared = [steps(peer.function, pack(x)) for x in inputs]
                 for direction in ('forward', 'backward'):
                     calls = [step[direction] for step in prepared]
-                    error = errors(calls[0](), exact[direction])
+                    error = errors(calls[0](), exact[reference][direction])
                     timed[name, direction] = Timed(calls, stream), error, inputs[0]
         except (RuntimeError, TypeError, ValueError) as problem:
             lines = str(problem).splitlines() or ['']
-            rows.append({'implementation': name, 'failed': lines[0][:200]})
+            rows.append({'implementation': name, 'failed': f'does not run: {lines[0][:200]}'})
+            if name == 'ours':
+                return rows
     samples = {key: [] for key in timed}
     for number in range(rounds + 2):
         for key, (graph, _, _) in timed.items():
@@ -257,38 +221,55 @@ def run(quick, rounds, device='cuda'):
     """Measures everything and prints a table; returns what goes into the JSON.
 
     Raises:
-        SystemExit: ours, or a peer in float32, is wrong.
+        SystemExit: ours fails or is wrong, or a peer in float32 is wrong.
     """
+    *peers, missing = find_peers()
+    for name, reason in missing.items():
+        print(f'without {name}: {reason}')
     copied = copy_bandwidth(device)
     print(f'copying memory: {copied / 1e9:.0f} GB/s')
     print(
-        f'{"case":30} {"dtype":9} {"pass":9} {"implementation":22} {"median us":>10} '
+        f'{"case":30} {"dtype":9} {"pass":9} {"implementation":25} {"median us":>10} '
         f'{"times ours":>10} {"GB/s":>7} {"% copy":>7} {"gather":>7} {"error":>8}'
     )
     results = []
     for case, shape in (QUICK if quick else CASES).items():
         for fused in (False, True):
             for dtype in DTYPES:
-                for row in measure_case(shape, dtype, device, rounds, 2 if quick else 4, fused):
+                copies = 2 if quick else 4
+                for row in measure_case(shape, dtype, device, rounds, copies, fused, peers[fused]):
                     row = {
                         'case': case + (', fused' if fused else ''),
                         'dtype': str(dtype).removeprefix('torch.'),
-                        **row,
+                        **judged(row, dtype),
                     }
                     results.append(row)
                     print(line_of(row, copied), flush=True)
-                    limit = 1e-3 if dtype == torch.float32 else 2e-2
-                    held = row['implementation'] == 'ours' or dtype == torch.float32
-                    if held and not row.get('error', 0) < limit:
-                        raise SystemExit(f'{row["implementation"]} is wrong: {row}')
-    return {'copy_gb_per_s': round(copied / 1e9, 1), 'results': results}
+    return {'copy_gb_per_s': round(copied / 1e9, 1), 'missing': missing, 'results': results}
+
+
+def judged(row, dtype):
+    """A row of `measure_case`; of a result with NaN or infinity, only that it failed.
+
+    Raises:
+        SystemExit: the row is of ours and failed, or of ours or of a float32 result and wrong.
+    """
+    ours, error = row['implementation'] == 'ours', row.get('error', 0)
+    limit = 1e-3 if dtype == torch.float32 else 2e-2
+    wrong = not error < limit  # NaN is
+    if (ours and (wrong or 'failed' in row)) or (wrong and dtype == torch.float32):
+        raise SystemExit(f'{row["implementation"]} is wrong: {row}')
+    if math.isfinite(error):
+        return row
+    kept = {key: row[key] for key in ('implementation', 'pass')}
+    return {**kept, 'failed': f'its error is {error}'}
 
 
 def line_of(row, copied):
     """One line of the table."""
-    head = f'{row["case"]:30} {row["dtype"]:9} {row.get("pass", ""):9} {row["implementation"]:22}'
+    head = f'{row["case"]:30} {row["dtype"]:9} {row.get("pass", ""):9} {row["implementation"]:25}'
     if 'failed' in row:
-        return f'{head} does not run: {row["failed"]}'
+        return f'{head} {row["failed"]}'
     percent = 100 * row['gb_per_s'] * 1e9 / copied
     return (
         f'{head} {row["median_us"]:10.1f} {row["times_ours"]:10.2f} {row["gb_per_s"]:7.0f} '

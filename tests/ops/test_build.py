@@ -1,6 +1,7 @@
 """setup.py: when it builds the operator, and what it says when it does not."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,22 @@ def test_a_toolkit_of_the_same_cuda_is_used(tmp_path):
     done = run_setup_with_a_gpu(tmp_path, '13.0', '13.1')
     assert done.returncode == 0, done.stderr
     assert 'CPU alone' not in done.stderr
+
+
+@pytest.mark.parametrize('has_headers', [True, False])
+def test_a_script_in_the_place_of_nvcc_does_not_hide_the_toolkit(
+    has_headers, tmp_path, monkeypatch
+):
+    toolkit, script = tmp_path / 'toolkit', tmp_path / 'bin' / 'nvcc'
+    for file in (script, toolkit / 'include' / 'cuda_runtime_api.h'):
+        file.parent.mkdir(parents=True)
+        file.touch(mode=0o755)
+    if has_headers:
+        header = tmp_path / 'include' / 'cuda_runtime_api.h'
+        header.parent.mkdir()
+        header.touch()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', ['setup.py', '--version'])
+    monkeypatch.setattr(os, 'environ', {'PATH': str(script.parent), 'DDETR_BUILD_OPS': '0'})
+    runpy.run_path('setup.py')['find_toolkit'](toolkit)
+    assert os.environ.get('CUDA_HOME') == (None if has_headers else str(toolkit))
