@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.files import Source
-from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone
+from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone, require_dimensions
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
 from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import map_classes
@@ -99,6 +99,9 @@ def to_ours(
                 notes.append(f'{filled} biases of the neck, which mmdet leaves out, are zero (D1)')
         if dialect == 'hf':
             _untie_class_heads(ours, layout, notes)
+    if target is None or dialect != OURS:
+        # A model of ours may have parts of its own, and is compared shape by shape.
+        require_dimensions(ours, layout)
     problems = [f'left over: {name}' for name in left]
     if target is None:
         problems += misfits_alone(ours, dialect, layout, notes)

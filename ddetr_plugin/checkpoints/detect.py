@@ -78,7 +78,8 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
     if dialect in ('official', 'hf'):
         start = '' if dialect == 'official' else 'model.'
         kernels = [state.get(f'{start}input_proj.{i}.0.weight') for i in range(levels)]
-        inputs = sum(k is not None and k.shape[-1] == 1 for k in kernels) or levels
+        sizes = [k.shape[-1] for k in kernels if k is not None and k.dim() == 4]
+        inputs = sizes.count(1) or levels
     else:
         inputs = _count(state, r'neck\.convs\.(\d+)\.') or levels
     two_stage = any('pos_trans' in name for name in state)

@@ -1,5 +1,6 @@
 """Whether weights by our names are complete, and no more than that: alone, or for a model."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -9,9 +10,10 @@ from ddetr_plugin.checkpoints.names import Layout
 from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, is_neck_bias
 from ddetr_plugin.checkpoints.resnets import resnet_depth, resnet_names
 
-__all__ = ['backbone_depth', 'explain', 'misfits', 'misfits_alone']
+__all__ = ['backbone_depth', 'explain', 'misfits', 'misfits_alone', 'require_dimensions']
 
 _BACKBONE = 'backbone.'
+_NORM = re.compile(r'\.gn\.|\.norms\.|_norm\.')
 
 
 def backbone_depth(ours: Mapping[str, Tensor]) -> int | None:
@@ -53,6 +55,25 @@ def misfits_alone(
     problems += [f'missing: {name}' for name in expected if name not in ours]
     known = set(expected)
     return problems + [f'left over: {name}' for name in found if name not in known]
+
+
+def require_dimensions(ours: Mapping[str, Tensor], layout: Layout) -> None:
+    """Refuse tensors that cannot be what their names say, whatever the sizes of the model.
+
+    Raises:
+        ValueError: their number of dimensions is another; all of them are listed.
+    """
+    damaged = []
+    for name in expected_names(layout):
+        if name.endswith('bias') or (name.endswith('weight') and _NORM.search(name)):
+            dims = 1
+        else:
+            dims = 4 if name.endswith('conv.weight') else 2
+        if name in ours and ours[name].dim() != dims:
+            damaged.append(f'{name} is {tuple(ours[name].shape)}, expected {dims} dimensions')
+    if damaged:
+        lines = '\n  '.join(damaged)
+        raise ValueError(f'the file is damaged, get it again:\n  {lines}')
 
 
 def misfits(

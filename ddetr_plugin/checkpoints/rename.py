@@ -36,7 +36,7 @@ def import_state(
         The weights by our names, and the names that are left over.
 
     Raises:
-        ValueError: two names of one tensor hold different numbers.
+        ValueError: two names of one tensor hold different numbers, or parts of one do not fit.
     """
     if dialect == 'hf':
         state = _fuse_qkv(state)
@@ -144,6 +144,12 @@ def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             fused[name] = tensor
     for name, qkv in parts.items():
+        shapes = {tuple(part.shape) for part in qkv.values()}
+        if len(shapes) > 1 or () in shapes:
+            raise ValueError(
+                f'the projections of {name.rpartition("in_proj_")[0]} have the shapes '
+                f'{sorted(shapes)}, expected one; the file is damaged'
+            )
         if len(qkv) == 3:
             fused[name] = torch.cat([qkv[x] for x in 'qkv'])
         else:  # to be reported as left over

@@ -410,6 +410,29 @@ def test_a_level_embedding_of_another_shape_is_refused(shape):
         to_ours(source(state))
 
 
+@pytest.mark.parametrize('dialect', ['official', 'hf', 'mmdet'])
+def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
+    _, state = released('two-stage', dialect, 5)
+    damaged = [n for n in state if 'pos_trans' in n and n.endswith('weight')]
+    damaged += [n for n in state if 'encoder.layers.0' in n and 'sampling_offsets.bias' in n]
+    for name in damaged:
+        state[name] = torch.zeros(1, 2, 3)
+    with pytest.raises(ValueError, match='the file is damaged') as error:
+        to_ours(source(state))
+    assert str(error.value).count('expected') == len(damaged) == 3
+    assert 'query_head.pos_trans_norm.weight is (1, 2, 3), expected 1 dimensions' in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize('shape', [(), (7,), (1, 2, 3)])
+def test_projections_of_transformers_that_cannot_be_joined_are_named(shape):
+    _, state = released('base', 'hf', 5)
+    state['model.decoder.layers.0.self_attn.k_proj.weight'] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r'projections of model\.decoder\.layers\.0\.self_attn'):
+        to_ours(source(state))
+
+
 @pytest.mark.parametrize('name', ['cls_branches.0.bias', 'cls_branches.2.weight'])
 def test_damaged_class_heads_are_refused(name):
     _, state = released('two-stage', 'mmdet')

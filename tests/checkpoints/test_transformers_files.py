@@ -1,6 +1,7 @@
 """What transformers' save_pretrained writes, through the tool, and back into transformers."""
 
 import shutil
+import sys
 
 import convert_checkpoint
 import pytest
@@ -31,9 +32,12 @@ def random_weights(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
+        # The norms of the backbone, some of which start at zero and would hide a whole branch.
         for name, buffer in model.named_buffers():
-            if name.endswith('running_var'):
-                buffer.uniform_(0.5, 2)
+            if name.endswith(('running_var', 'weight')):
+                buffer.uniform_(0.5, 1.5)
+            elif name.endswith(('running_mean', 'bias')):
+                buffer.uniform_(-0.1, 0.1)
     return model.eval()
 
 
@@ -81,6 +85,7 @@ def there_and_back(model_config, theirs, folder, capsys):
     assert boxes < 1e-6
     assert 'warning' not in report
     assert 'ignored' not in report
+    assert ('dilated backbone (DC5)' in report) == ('Dilated' in model_config.backbone.type)
 
     content = torch.load(file)
     assert content['meta']['dataset_meta']['classes'] == NAMES
@@ -131,6 +136,12 @@ def test_a_dilated_backbone_of_timm_is_converted_and_computes_the_same(tmp_path,
     theirs = random_weights(transformers_model(config))
     saved(theirs, tmp_path / 'theirs', 'safetensors')
     there_and_back(config, theirs, tmp_path / 'theirs', capsys)
+
+
+def test_where_timm_is_missing_the_error_says_what_it_is_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ImportError, match='dilated backbones of transformers are those of timm'):
+        transformers_model(bridge_config('single-scale', **DC5))
 
 
 @pytest.mark.parametrize(
