@@ -9,11 +9,22 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'TASK_UTILS', 'TRANSFORMS']
+__all__ = [
+    'DATASETS',
+    'HOOKS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'RUNNERS',
+    'STRATEGIES',
+    'TASK_UTILS',
+    'TRANSFORMS',
+]
 
 SCOPE = 'ddetr_plugin'
 
@@ -29,6 +40,13 @@ OPTIM_WRAPPERS = Registry(
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope=SCOPE,
     locations=['ddetr_plugin.engine'],
+)
+# How a training is shared out among processes, and the runner that goes with it.
+RUNNERS = Registry(
+    'runner', parent=MMENGINE_RUNNERS, scope=SCOPE, locations=['ddetr_plugin.engine']
+)
+STRATEGIES = Registry(
+    'strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['ddetr_plugin.engine']
 )
 # Additions to the training loop, for instance the random state inside checkpoints.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['ddetr_plugin.engine'])

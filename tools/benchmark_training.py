@@ -1,16 +1,18 @@
 """Measures training and inference of our detector beside stock mmdet's, part by part.
 
     python tools/benchmark_training.py [--sizes small r50-320x544] [--variant two-stage]
-        [--inference] [--amp] [--memory] [--scaling plot.png] [--device cuda] [--rounds N]
-        [--threads N] [--out results.json]
+        [--inference] [--amp] [--memory] [--data] [--scaling plot.png] [--device cuda]
+        [--rounds N] [--threads N] [--out results.json]
 
 Both models have the same weights and see the same pictures; their losses (without dropout) and
 scores are compared first, and a difference ends the program. Then each runs in its own process,
 as its own project starts one, and they take turns, step by step: dropout as in the paper, AdamW as
 in the project's config; ours keeps freed memory, as tools/train.py does.
 Each `times ours` is mmdet's median time over ours. With --amp ours runs under bfloat16 autocast
-and mmdet in float32. With --scaling the small model's step is measured over picture area,
-queries, batch and levels instead, and drawn.
+and mmdet in float32. Data loading is the time of one sample in one process, from a JPEG file of
+640 x 480 to what a worker hands over. With --data large photographs are loaded, too, and a short
+training of the demo's config shows how long a step waits for data. With --scaling the small
+model's step is measured over picture area, queries, batch and levels instead, and drawn.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import torch
 from benchmarking import environment, milliseconds, publish, random_batch
+from data_times import PHOTOGRAPH, PICTURE, sample_times, training_waits
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
@@ -81,6 +84,7 @@ SIZES = {
     'r50-800x1333-2': ({}, 2, (800, 1333)),
     'r50-800x1333-4': ({}, 4, (800, 1333)),
 }
+WAITING_STEPS = 60
 # Relative, of float32 losses and scores.
 TOLERANCE = 1e-4
 
@@ -338,6 +342,17 @@ def measure_memory(options):
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
 
 
+def measure_waits(options):
+    """What `training_waits` finds, in a process of its own: a Runner changes global state."""
+    command = [sys.executable, __file__, '--waits']
+    if options.threads:
+        command += ['--threads', str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'the short training failed:\n{done.stderr[-2000:]}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 SWEEPS = {
     'picture side': (128, 192, 256, 384, 512),
     'queries': (100, 300, 600, 900),
@@ -430,6 +445,17 @@ def rows_of(size, batch, times):
     return rows
 
 
+def add_rows(report, rows):
+    """Puts table rows into the report and prints them."""
+    for row in rows:
+        report['results'].append(row)
+        print(
+            f'{row["size"]:16} {row["part"]:16} {row["implementation"]:24} '
+            f'{row["median_ms"]:10.1f} {row["mmdet_over_it"]:11.2f}',
+            flush=True,
+        )
+
+
 def main():
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -441,6 +467,7 @@ def main():
     parser.add_argument('--batch', type=int, help="pictures per step; default: the size's own")
     parser.add_argument('--amp', action='store_true', help='also time ours in bfloat16')
     parser.add_argument('--memory', action='store_true', help='also measure peak memory')
+    parser.add_argument('--data', action='store_true', help='also photographs, and data_time')
     parser.add_argument('--scaling', type=Path, metavar='PNG', help='draw the growth of a step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
@@ -450,6 +477,7 @@ def main():
     parser.add_argument('--setup', help=argparse.SUPPRESS)
     parser.add_argument('--memory-of', choices=['ours', 'mmdet'], help=argparse.SUPPRESS)
     parser.add_argument('--checkpointing', action='store_true', help=argparse.SUPPRESS)
+    parser.add_argument('--waits', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -460,6 +488,8 @@ def main():
         return measure_memory(options)
     if options.worker:
         return work(options)
+    if options.waits:
+        return print(json.dumps(training_waits(WAITING_STEPS)))
     report = {
         'environment': environment(options.device),
         'variant': options.variant,
@@ -469,7 +499,7 @@ def main():
         report['results'] = measure_scaling(options)
         draw_scaling(report['results'], options.scaling)
         return publish(report, options.out)
-    print(f'{"size":16} {"part":16} {"model":16} {"median ms":>10} {"mmdet / it":>11}')
+    print(f'{"size":16} {"part":16} {"model":24} {"median ms":>10} {"mmdet / it":>11}')
     for size in options.sizes:
         _, batch, (height, width) = SIZES[size]
         batch = options.batch or batch
@@ -478,13 +508,10 @@ def main():
         models = build_pair(model_from(setup), options.device)
         check_equal(models, *random_batch(batch, height, width, options.device))
         del models
-        for row in rows_of(size, batch, time_in_turns(setup, options)):
-            report['results'].append(row)
-            print(
-                f'{size:16} {row["part"]:16} {row["implementation"]:16} '
-                f'{row["median_ms"]:10.1f} {row["mmdet_over_it"]:11.2f}',
-                flush=True,
-            )
+        add_rows(report, rows_of(size, batch, time_in_turns(setup, options)))
+        if not options.inference:
+            times = sample_times((height, width), PICTURE, options.rounds)
+            add_rows(report, rows_of(size, 1, {'data loading': times}))
         if options.memory:
             for name, checkpointing in (('mmdet', False), ('ours', False), ('ours', True)):
                 label = name + (', checkpointing' if checkpointing else '')
@@ -493,6 +520,17 @@ def main():
                     {'size': size, 'part': 'memory', 'implementation': label, 'MiB': mebibytes}
                 )
                 print(f'{size:16} {"peak memory":16} {label:24} {mebibytes:8.0f} MiB', flush=True)
+    if options.data:
+        times = sample_times((384, 384), PHOTOGRAPH, options.rounds)
+        add_rows(report, rows_of('photograph, 384', 1, {'data loading': times}))
+        waits = measure_waits(options)
+        report['results'].append(
+            {'size': 'demo', 'part': 'waiting for data', 'implementation': 'ours', **waits}
+        )
+        print(
+            f'a training of the demo waits {waits["data_time_ms"]:.1f} ms of each '
+            f'{waits["step_ms"]:.0f} ms for data, {waits["longest_wait_ms"]:.1f} at most'
+        )
     publish(report, options.out)
     return None
 

@@ -1,8 +1,16 @@
-"""How training runs: mixed precision on any device, exact resumption, start-up of the tools."""
+"""How training runs: mixed precision, sharding, exact resumption, start-up of the tools."""
 
 from ddetr_plugin.engine.autocast import AutocastOptimWrapper
 from ddetr_plugin.engine.foreign_checkpoints import ForeignCheckpointHook
 from ddetr_plugin.engine.random_state import RandomStateHook
+from ddetr_plugin.engine.sharding import ShardingRunner, ShardingStrategy
 from ddetr_plugin.engine.train_clock import TrainClockHook
 
-__all__ = ['AutocastOptimWrapper', 'ForeignCheckpointHook', 'RandomStateHook', 'TrainClockHook']
+__all__ = [
+    'AutocastOptimWrapper',
+    'ForeignCheckpointHook',
+    'RandomStateHook',
+    'ShardingRunner',
+    'ShardingStrategy',
+    'TrainClockHook',
+]

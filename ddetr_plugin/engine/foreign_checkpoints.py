@@ -15,6 +15,7 @@ from ddetr_plugin.checkpoints import (
     to_ours,
     unwrap,
 )
+from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['ForeignCheckpointHook', 'dataset_classes']
@@ -77,7 +78,7 @@ class ForeignCheckpointHook(Hook):
         if runner._resume:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        target = model.state_dict()
+        target = full_state_dict(runner.model)
         source = unwrap(checkpoint)
         dialect = detect_dialect(source.state)
         if dialect is None or detect_dialect(target) != OURS:
