@@ -17,10 +17,11 @@ model's step is measured over picture area, queries, batch and levels instead, a
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -333,13 +334,33 @@ def measure_memory(options):
     _, batch, (height, width) = SIZES[size]
     inputs, samples = random_batch(batch, height, width, options.device)
     wrapper = make_optimiser(model, options.memory_of == 'ours')
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak() if options.device == 'cpu' else 0
     for _ in range(2):
         training_step(model, wrapper, inputs, samples, Clock(options.device), False)
     if options.device == 'cuda':
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+        print((resident('VmHWM') - before) / 2**10)
+
+
+def resident(name):
+    """KiB of this process in memory, as Linux counts them: `VmRSS` now, `VmHWM` at most so far."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{name}:'):
+            return int(line.split()[1])
+    raise SystemExit('peak memory on a CPU is measured on Linux only')
+
+
+def forget_peak():
+    """Gives freed memory back and starts a new `VmHWM`, so that building the models is not seen.
+
+    Returns:
+        KiB in memory now.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5')
+    return resident('VmRSS')
 
 
 def measure_waits(options):
