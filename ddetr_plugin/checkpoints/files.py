@@ -162,10 +162,13 @@ def _dilation(content: Mapping, meta: Mapping) -> bool | None:
     if isinstance(meta.get('dilation'), bool):
         return meta['dilation']
     config = meta.get('cfg')
-    if isinstance(config, str) and 'dilations' in config:
-        found = re.search(r'dilations\s*=\s*[\(\[]([^\)\]]*)', config)
-        return bool(found and '2' in found[1])
-    return None
+    if not isinstance(config, str):
+        return None
+    found = re.search(r'dilations\s*=\s*[\(\[]([^\)\]]*)', config)
+    if found:
+        return any(number.strip() not in ('1', '') for number in found[1].split(','))
+    # A ResNet is not dilated unless its config says so.
+    return False if re.search(r"type='(mmdet\.)?ResNet'", config) else None
 
 
 def check_destination(path: str | Path, dialect: str, source: str | Path | None = None) -> None:

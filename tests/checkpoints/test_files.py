@@ -79,6 +79,21 @@ def test_an_official_file_says_whether_its_backbone_is_dilated(tmp_path, dilatio
     assert read_checkpoint(saved(tmp_path / 'z.pth', content)).dilated is dilation
 
 
+@pytest.mark.parametrize(
+    ('cfg', 'dilated'),
+    [
+        ("backbone=dict(dilations=(\n    1,\n    1,\n    1,\n    2,\n), type='ResNet')", True),
+        ("backbone=dict(dilations=[1, 1, 2, 4], type='ResNet')", True),
+        ("backbone=dict(depth=50, type='ResNet')", False),
+        ("backbone=dict(depth=50, type='mmdet.ResNet')", False),
+        ("backbone=dict(type='SwinTransformer')", None),
+        (None, None),
+    ],
+)
+def test_the_config_in_a_file_says_whether_its_backbone_is_dilated(cfg, dilated):
+    assert unwrap({'state_dict': STATE, 'meta': {'cfg': cfg}}).dilated is dilated
+
+
 def test_a_python_that_has_loaded_nothing_else_reads_official_files(tmp_path):
     file = saved(tmp_path / 'x.pth', {'model': STATE, 'args': argparse.Namespace(dilation=True)})
     code = (

@@ -145,8 +145,10 @@ def test_as_many_classes_of_other_names_start_fresh_with_a_warning(tiny_job, tmp
     assert 'none of the wanted classes is among those of the weights (square, bar, post)' in log
 
 
-@pytest.mark.parametrize('dilated', [True, False])
-@pytest.mark.parametrize('form', ['official', 'ours', 'transformers'])
+@pytest.mark.parametrize(
+    ('form', 'dilated'),
+    [('official', True), ('official', False), ('ours', True), ('transformers', True)],
+)
 def test_load_from_warns_of_a_backbone_that_is_dilated_otherwise(tiny_job, tmp_path, form, dilated):
     path = tiny_job()
     state = noisy(Config.fromfile(path).model).state_dict()

@@ -108,8 +108,10 @@ def there_and_back(model_config, theirs, folder, capsys):
         assert torch.equal(back, other)
 
 
-@pytest.mark.parametrize('form', ['safetensors', 'shards', 'bin'])
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    ('kind', 'form'),
+    [(kind, form) for kind in KINDS for form in ('safetensors', 'bin')] + [('base', 'shards')],
+)
 def test_every_kind_that_transformers_saves_is_converted_and_computes_the_same(
     kind, form, tmp_path, capsys
 ):
