@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import build
 from mmengine.config import Config
+
+from ddetr_plugin.checkpoints import export
+from ddetr_plugin.engine import ShardingStrategy
 
 REPO = Path(__file__).resolve().parents[1]
 
-# A hook for the config under test: every process writes its losses of every step to a file.
-RECORDER = """
+# Hooks for the config under test: every process writes what it saw of every step to a file.
+RECORDER = '''
 import json
-import torch.distributed as dist
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -28,10 +32,28 @@ class LossRecorder(Hook):
         line = {name: float(value) for name, value in outputs.items()}
         with open(f'{self.folder}/{runner.rank}.jsonl', 'a') as file:
             file.write(json.dumps(line) + '\\n')
-"""
+
+@HOOKS.register_module()
+class CollectiveCounter(Hook):
+    """Writes how often each collective was called in every step, and how many buckets there are."""
+    def __init__(self, folder):
+        self.folder = folder
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profiler.start()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.profiler.stop()
+        events = self.profiler.key_averages()
+        line = {event.key: event.count for event in events if event.key.startswith('c10d::')}
+        sizes = runner.model._get_ddp_logging_data()['rebuilt_bucket_sizes']
+        with open(f'{self.folder}/{runner.rank}.jsonl', 'a') as file:
+            file.write(json.dumps({'collectives': line, 'buckets': len(sizes.split(','))}) + '\\n')
+'''
 
 
-def train(config, folder, processes, batch_size):
+def train(config, folder, processes, batch_size, *options):
     """Run tools/train.py; return per process the list of loss dicts, and the final weights."""
     folder.mkdir()
     command = [sys.executable, 'tools/train.py', str(config)]
@@ -40,8 +62,8 @@ def train(config, folder, processes, batch_size):
         module = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command[1:1] = module
         launcher = ['--launcher', 'pytorch']
-    options = [f'train_dataloader.batch_size={batch_size}', f'custom_hooks.0.folder={folder}']
     command += ['--work-dir', str(folder), *launcher, '--cfg-options', *options]
+    command += [f'train_dataloader.batch_size={batch_size}', f'custom_hooks.0.folder={folder}']
     paths = [str(config.parent), str(REPO), os.environ.get('PYTHONPATH', '')]
     environment = {
         **os.environ,
@@ -60,34 +82,62 @@ def train(config, folder, processes, batch_size):
     return losses, torch.load(folder / 'epoch_2.pth')['state_dict']
 
 
-WRAPPER = Config.fromfile(REPO / 'configs/_base_/default_runtime.py').model_wrapper_cfg
+BASES = REPO / 'configs' / '_base_'
+WRAPPER = Config.fromfile(BASES / 'default_runtime.py').model_wrapper_cfg
+# mmengine's FlexibleRunner wants an env_cfg, as default_runtime.py has it.
+SHARDED = dict(Config.fromfile(BASES / 'fsdp.py').to_dict(), env_cfg={})
+# What would differ by construction: statistics of half a batch, random numbers of two processes.
+SAME_ANYWHERE = {
+    'model': dict(
+        backbone=dict(norm_eval=True),
+        encoder=dict(layer=dict(dropout=0.0, ffn=dict(ffn_drop=0.0))),
+        decoder=dict(layer=dict(dropout=0.0, ffn=dict(ffn_drop=0.0), self_attn=dict(dropout=0.0))),
+    ),
+    'train_dataloader.dataset.pipeline.3.prob': 0.0,
+}
 
 
-@pytest.mark.parametrize('wrapper', [{}, WRAPPER], ids=['plain', 'of the configs'])
-def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(
-    tiny_job, tmp_path, wrapper
-):
+@pytest.fixture
+def recorded_job(tiny_job, tmp_path):
+    """`tiny_job` for two epochs, with a hook of `RECORDER` as the first."""
     (tmp_path / 'loss_recorder.py').write_text(RECORDER)
-    config = tiny_job(
-        model_wrapper_cfg=wrapper,
-        custom_imports=dict(imports=['ddetr_plugin', 'loss_recorder']),
-        custom_hooks=[dict(type='LossRecorder', folder='')],
+
+    def write(recorder='LossRecorder', custom_hooks=(), **changes):
+        return tiny_job(
+            custom_imports=dict(imports=['ddetr_plugin', 'loss_recorder']),
+            custom_hooks=[dict(type=recorder, folder=''), *custom_hooks],
+            **changes,
+        )
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def run_of_one():
+    """Losses and weights of the run of one process, once there are any."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{}, dict(model_wrapper_cfg=WRAPPER), SHARDED],
+    ids=['plain', 'of the configs', 'sharded'],
+)
+def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(
+    recorded_job, tmp_path, run_of_one, changes
+):
+    same = dict(
+        SAME_ANYWHERE,
         train_cfg=dict(max_epochs=2, val_begin=3),
-        # What would differ by construction: statistics of half a batch, random numbers of two
-        # processes.
-        model=dict(
-            backbone=dict(norm_eval=True),
-            encoder=dict(layer=dict(dropout=0.0, ffn=dict(ffn_drop=0.0))),
-            decoder=dict(
-                layer=dict(dropout=0.0, ffn=dict(ffn_drop=0.0), self_attn=dict(dropout=0.0))
-            ),
-        ),
         optim_wrapper=dict(
             optimizer=dict(_delete_=True, type='SGD', lr=1e-2), clip_grad=dict(max_norm=1.0)
         ),
-        **{'train_dataloader.dataset.pipeline.3.prob': 0.0},
     )
-    (one,), weights_of_one = train(config, tmp_path / 'one', 1, batch_size=4)
+    if not run_of_one:
+        config = recorded_job(name='one.py', **same)
+        run_of_one['all'] = train(config, tmp_path / 'one', 1, batch_size=4)
+    (one,), weights_of_one = run_of_one['all']
+    config = recorded_job(name='two.py', **same, **changes)
     two, weights_of_two = train(config, tmp_path / 'two', 2, batch_size=2)
     assert len(one) == len(two[0]) == len(two[1]) == 4
     for step, (whole, *halves) in enumerate(zip(one, *two, strict=True)):
@@ -97,5 +147,63 @@ def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(
             # 1e-7), and steps carry the difference on: 1e-5.
             mean = sum(half[name] for half in halves) / 2
             assert mean == pytest.approx(value, rel=1e-5), (step, name)
+    assert weights_of_one.keys() == weights_of_two.keys()
     for name, weight in weights_of_one.items():
         torch.testing.assert_close(weights_of_two[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_has_one_reduction_per_bucket_of_gradients_and_one_of_the_normaliser(
+    recorded_job, tmp_path
+):
+    """No barrier, no broadcast of buffers, nothing per layer or loss."""
+    config = recorded_job(
+        recorder='CollectiveCounter',
+        train_cfg=dict(max_epochs=2, val_begin=3),
+        # So small a bucket that this model has several.
+        model_wrapper_cfg=dict(WRAPPER, bucket_cap_mb=0.1),
+    )
+    seen, _ = train(config, tmp_path / 'run', 2, 2)
+    for steps in seen:
+        # DDP plans its buckets in the first step.
+        for step in steps[1:]:
+            assert step['buckets'] > 2
+            assert step['collectives'] == {'c10d::allreduce_': step['buckets'] + 1}
+
+
+def test_a_sharded_training_resumes_with_the_bits_of_an_uninterrupted_one(recorded_job, tmp_path):
+    """With validations, after which checkpoints of the best are written once more."""
+    config = recorded_job(
+        train_cfg=dict(max_epochs=2),
+        custom_hooks=[dict(type='ddetr_plugin.RandomStateHook')],
+        optim_wrapper=dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))),
+        **SHARDED,
+    )
+    whole, weights = train(config, tmp_path / 'whole', 2, 2)
+    resume = ['resume=True', f'load_from={tmp_path}/whole/epoch_1.pth']
+    rest, weights_of_rest = train(config, tmp_path / 'rest', 2, 2, *resume)
+    assert rest == [losses[2:] for losses in whole]
+    for name, weight in weights.items():
+        assert torch.equal(weights_of_rest[name], weight), name
+
+
+def test_a_sharded_training_starts_from_weights_of_another_implementation(recorded_job, tmp_path):
+    config = recorded_job(
+        train_cfg=dict(max_epochs=2, val_begin=3),
+        custom_hooks=[dict(type='ddetr_plugin.ForeignCheckpointHook')],
+        optim_wrapper=dict(optimizer=dict(lr=0.0, weight_decay=0.0)),
+        **SAME_ANYWHERE,
+        **SHARDED,
+    )
+    model = build(Config.fromfile(config, import_custom_modules=False).model, seed=3)
+    official = tmp_path / 'official.pth'
+    torch.save({'model': export(model.state_dict(), 'official')}, official)
+    _, weights = train(config, tmp_path / 'run', 2, 2, f'load_from={official}')
+    for name, weight in model.state_dict().items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(weights[name], weight), name
+
+
+def test_a_sharded_training_of_one_process_is_refused(tmp_path):
+    strategy = ShardingStrategy(work_dir=str(tmp_path))
+    with pytest.raises(ValueError, match='start it with torchrun'):
+        strategy.prepare(torch.nn.Linear(2, 2))

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarking import environment, milliseconds, publish, random_batch
+from benchmarking import environment, milliseconds, publish, random_batch, spread
 from data_times import PHOTOGRAPH, PICTURE, sample_times, training_waits
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
@@ -449,7 +449,6 @@ def rows_of(size, batch, times):
         ours = statistics.median(runs['ours'])
         reference = statistics.median(runs['mmdet'])
         for name, values in runs.items():
-            quartiles = statistics.quantiles(values, n=4)
             median = statistics.median(values)
             rows.append(
                 {
@@ -457,8 +456,7 @@ def rows_of(size, batch, times):
                     'batch': batch,
                     'part': part,
                     'implementation': name,
-                    'median_ms': round(median, 3),
-                    'quartiles_ms': [round(quartiles[0], 3), round(quartiles[2], 3)],
+                    **spread(values),
                     'times_ours': round(median / ours, 2),
                     'mmdet_over_it': round(reference / median, 2),
                 }
