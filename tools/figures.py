@@ -1,0 +1,69 @@
+"""The paper's figures: accuracy over epochs (Figure 3), cost over the size of a picture."""
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
+
+__all__ = ['draw_accuracy', 'draw_cost']
+
+
+def draw_accuracy(curves, path, unit='epoch'):
+    """Writes a PNG: AP (left) and AP of small objects (right) over time.
+
+    Args:
+        curves: name -> list of (time, metrics), or of several such lists: repetitions, whose mean
+            is drawn over a band from the least to the greatest. `metrics` is a dict with mAP and
+            perhaps mAP_s, in 0..1.
+        path: of the PNG.
+        unit: of the time.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+    for axis, metric, label in zip(axes, ('mAP', 'mAP_s'), ('AP', 'AP of small objects')):
+        for name, runs in curves.items():
+            times, means, low, high = spread(runs, metric)
+            (line,) = axis.plot(times, means, marker='.', label=name)
+            axis.fill_between(times, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xlabel=unit, ylabel=label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def spread(runs, metric):
+    """Mean, least and greatest value of a metric over repetitions, where all have it.
+
+    Args:
+        runs: list of (time, metrics), or list of such lists.
+
+    Returns:
+        times, means, least, greatest: four lists.
+    """
+    if runs and isinstance(runs[0], tuple):
+        runs = [runs]
+    values = [{time: m[metric] for time, m in run if metric in m} for run in runs]
+    times = sorted(set.intersection(*map(set, values))) if values else []
+    columns = [[run[time] for run in values] for time in times]
+    means = [sum(column) / len(column) for column in columns]
+    return times, means, [min(c) for c in columns], [max(c) for c in columns]
+
+
+def draw_cost(costs, path):
+    """Writes a PNG: multiply-adds over the area of the picture.
+
+    Args:
+        costs: name -> {(height, width): multiply-adds}.
+        path: of the PNG.
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout='constrained')
+    for name, by_size in costs.items():
+        points = sorted((h * w / 1e6, cost / 1e9) for (h, w), cost in by_size.items())
+        axis.plot(*zip(*points), marker='o', label=name)
+    axis.set(xlabel='picture, megapixels', ylabel='10⁹ multiply-adds')
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize='small')
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
