@@ -1,4 +1,4 @@
-"""DETR-DC5+ (arXiv:2010.04159, table 1): focal loss and 300 queries, as Deformable DETR has them."""
+"""DETR-DC5+ (arXiv:2010.04159, table 1): DETR-DC5 with a focal loss and 300 queries."""
 
 _base_ = [
     './_base_/detr_r50_dc5.py',

@@ -19,7 +19,7 @@ DC5_50 = 'detr_r50-dc5_16xb4-50e_coco.py'
 PLUS = 'detr-plus_r50-dc5_16xb4-50e_coco.py'
 # Trainable parameters with 80 classes. The official DETR prints 41,302,368, of which 11 classes
 # that have no pictures take 11 * 257.
-PARAMETERS = {name: 41_302_368 - 11 * 257 for name in (DETR, DC5, DC5_50)}
+PARAMETERS = dict.fromkeys((DETR, DC5, DC5_50), 41_302_368 - 11 * 257)
 # 200 more queries, and no class for "no object".
 PARAMETERS[PLUS] = PARAMETERS[DETR] + 200 * 256 - 257
 ROWS = tuple(PARAMETERS)

@@ -145,5 +145,5 @@ def test_boxes_and_scores_are_float32_under_autocast():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         logits, boxes = make_head()(torch.randn(2, 1, 3, 16))
     assert logits.dtype == boxes.dtype == torch.float32
-    assert 0 < boxes.min() and boxes.max() < 1
+    assert boxes.min() > 0 and boxes.max() < 1
     assert isinstance(make_head(), FocalDETRHead)
