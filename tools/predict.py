@@ -25,6 +25,7 @@ import report
 import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.compat import MissingMMCVOpError, require_mmcv_operators
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 from ddetr_plugin.engine.launch import load_config, require_checkpoint
 
@@ -110,7 +111,9 @@ def class_names(checkpoint, config):
     classes = meta.get('classes') or config.get('metainfo', {}).get('classes')
     if classes is None:
         classes = dataset_classes(config)
-    count = config.model.bbox_head.num_classes
+    # R-CNNs have their box head, or one for each stage, in roi_head.
+    head = config.model.get('roi_head', config.model).bbox_head
+    count = (head[0] if isinstance(head, list) else head).num_classes
     if classes is None or len(classes) != count:
         raise ValueError(
             f'the model has {count} classes, but checkpoint and config name '
@@ -125,9 +128,11 @@ def load_model(config, checkpoint_file, device):
 
     Raises:
         ValueError: weights or classes do not fit the config.
+        MissingMMCVOpError: the model needs full mmcv, and this is mmcv-lite.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     model = MODELS.build(config.model)
+    require_mmcv_operators(model)
     try:
         checkpoint = load_checkpoint(model, str(checkpoint_file), map_location='cpu', strict=True)
     # What torch's unpickler stumbles over depends on the bytes that are no pickle.
@@ -231,7 +236,7 @@ def main():
         if args.out.exists() and not args.out.is_dir():
             raise ValueError(f'--out {args.out} is a file; name a folder')
         args.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingMMCVOpError) as error:
         sys.exit(f'error: {error}')
     images, annotations = [], []
     for image_id, (path, name, target) in enumerate(pictures, start=1):
@@ -246,6 +251,8 @@ def main():
             # Such as a picture so thin that it has no width left when it is made smaller.
             print(f'{path}: cannot be prepared, skipped ({" ".join(str(error).split())})')
             continue
+        except MissingMMCVOpError as error:
+            sys.exit(f'error: {error}')
         height, width = picture.shape[:2]
         images.append(dict(id=image_id, file_name=name.as_posix(), width=width, height=height))
         for box, label, score in found:

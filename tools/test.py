@@ -12,6 +12,7 @@ import argparse
 
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
+from ddetr_plugin.compat import MissingMMCVOpError
 from ddetr_plugin.engine import launch
 
 
@@ -71,13 +72,13 @@ def main(arguments=None):
         parser.error(str(error))
     try:
         runner = launch.build_runner(config, args.local_rank)
-    except launch.LaunchError as error:
-        parser.error(str(error))
-    if args.out is not None:
-        from mmdet.evaluation import DumpDetResults
+        if args.out is not None:
+            from mmdet.evaluation import DumpDetResults
 
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test()
+    except (launch.LaunchError, MissingMMCVOpError) as error:
+        parser.error(str(error))
     launch.leave_processes()
 
 

@@ -12,6 +12,7 @@ import argparse
 
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
+from ddetr_plugin.compat import MissingMMCVOpError
 from ddetr_plugin.engine import launch
 
 
@@ -64,10 +65,9 @@ def main(arguments=None):
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        runner = launch.build_runner(config, args.local_rank)
-    except launch.LaunchError as error:
+        launch.build_runner(config, args.local_rank).train()
+    except (launch.LaunchError, MissingMMCVOpError) as error:
         parser.error(str(error))
-    runner.train()
     launch.leave_processes()
 
 

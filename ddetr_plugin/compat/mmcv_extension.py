@@ -13,18 +13,22 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ['MissingMMCVOpError', 'install_mmcv_stand_in']
+__all__ = ['MissingMMCVOpError', 'install_mmcv_stand_in', 'require_mmcv_operators']
 
 EXTENSION = 'mmcv._ext'
 
 
-class MissingMMCVOpError(RuntimeError):
-    """An op of mmcv's compiled extension was called, and mmcv is installed without it."""
+# Modules of mmcv.ops that compute in PyTorch where the extension is missing.
+NEED_NO_EXTENSION = ('MultiScaleDeformableAttention',)
 
-    def __init__(self, op):
+
+class MissingMMCVOpError(RuntimeError):
+    """Something needs mmcv's compiled extension, and mmcv is installed without it."""
+
+    def __init__(self, what):
         super().__init__(
-            f'mmcv.ops needs the compiled op "{op}", but this mmcv has no compiled extension '
-            f'({EXTENSION} does not exist; mmcv-lite never has one). Install full mmcv: '
+            f'{what}, but this mmcv has no compiled extension ({EXTENSION} does not exist; '
+            'mmcv-lite never has one). Install full mmcv: '
             'pip uninstall mmcv-lite; pip install mmcv==2.1.0'
         )
 
@@ -38,7 +42,7 @@ class _MissingOps(ModuleType):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
 
         def missing_op(*args, **kwargs):
-            raise MissingMMCVOpError(name)
+            raise MissingMMCVOpError(f'mmcv.ops needs the compiled op "{name}"')
 
         missing_op.__name__ = missing_op.__qualname__ = name
         return missing_op
@@ -69,3 +73,30 @@ def install_mmcv_stand_in():
     """Put the finder at the end of ``sys.meta_path``; a second call changes nothing."""
     if not any(isinstance(finder, _StandInFinder) for finder in sys.meta_path):
         sys.meta_path.append(_StandInFinder())
+
+
+def require_mmcv_operators(model):
+    """Check that the modules of a model can run with the mmcv that is installed.
+
+    Looks for modules of mmcv.ops only. An op that is called as a function, such as the NMS of
+    mmdet's dense detectors, raises when it is called.
+
+    Args:
+        model: torch.nn.Module.
+
+    Raises:
+        MissingMMCVOpError: the model has modules of mmcv.ops that need the compiled extension, and
+            there is none; the message names their kinds.
+    """
+    if not isinstance(sys.modules.get(EXTENSION), _MissingOps):
+        return
+    kinds = {
+        kind.__name__
+        for module in model.modules()
+        for kind in type(module).__mro__
+        if kind.__module__.startswith('mmcv.ops.') and kind.__name__ not in NEED_NO_EXTENSION
+    }
+    if kinds:
+        raise MissingMMCVOpError(
+            f"this model needs mmcv's compiled operators ({', '.join(sorted(kinds))})"
+        )

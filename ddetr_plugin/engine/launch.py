@@ -14,6 +14,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ddetr_plugin.compat import require_mmcv_operators
+
 __all__ = [
     'add_common_options',
     'add_config_overrides',
@@ -230,12 +232,13 @@ def build_runner(config, local_rank=0):
 
     Raises:
         LaunchError: the launcher does not fit the machine or the environment.
+        MissingMMCVOpError: the model has modules that need full mmcv, and this is mmcv-lite.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     if not torch.cuda.is_available():
         keep_freed_memory()
     if config.launcher != 'none' and not torch.cuda.is_available():
         _join_gloo_processes(config)
-    if 'runner_type' in config:
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    require_mmcv_operators(runner.model)
+    return runner

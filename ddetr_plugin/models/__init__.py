@@ -11,6 +11,7 @@ from ddetr_plugin.models.decoder import (
     DeformableTransformerDecoderLayer,
 )
 from ddetr_plugin.models.detector import DeformableDETR
+from ddetr_plugin.models.detr_head import FocalDETRHead
 from ddetr_plugin.models.encoder import (
     DeformableTransformerEncoder,
     DeformableTransformerEncoderLayer,
@@ -39,6 +40,7 @@ __all__ = [
     'FeatureLevels',
     'FeedForward',
     'FocalCost',
+    'FocalDETRHead',
     'GIoUCost',
     'HungarianAssigner',
     'IoUAwareSetCriterion',

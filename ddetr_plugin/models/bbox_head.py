@@ -13,7 +13,7 @@ from ddetr_plugin.models.boxes import at_least_float32, inverse_sigmoid, regress
 from ddetr_plugin.models.linear import TokenLinear
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['DeformableDETRHead', 'build_box_branch', 'prior_bias']
+__all__ = ['DeformableDETRHead', 'best_detections', 'build_box_branch', 'prior_bias']
 
 
 def build_box_branch(embed_dims: int) -> nn.Sequential:
@@ -128,30 +128,43 @@ class DeformableDETRHead(BaseModule):
     def predict(
         self, logits: Tensor, boxes: Tensor, img_metas: Sequence[dict], rescale: bool = True
     ) -> list[InstanceData]:
-        """The best pairs of query and class of each picture.
+        """The `max_per_img` best pairs of query and class; see `best_detections`."""
+        return best_detections(logits, boxes, img_metas, self.max_per_img, rescale)
 
-        Args:
-            logits: (B, Q, K) of the last layer.
-            boxes: (B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
-            img_metas: of each picture, with `img_shape` (h, w) in pixels and, if the picture was
-                resized, `scale_factor` (w, h).
-            rescale: boxes in pixels of the original picture instead of the network's input.
 
-        Returns:
-            One InstanceData per picture: `bboxes` (n, 4) as (x1, y1, x2, y2) in pixels, not
-            clipped to the picture, as in the official release; `scores` (n,), falling; `labels`
-            (n,) int64; n = min(max_per_img, Q * K).
-        """
-        count = min(self.max_per_img, logits[0].numel())
-        scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
-        labels = index % self.num_classes
-        query = index // self.num_classes
-        boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))
-        results = []
-        for i, meta in enumerate(img_metas):
-            height, width = meta['img_shape'][:2]
-            scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2] if rescale else (1.0, 1.0)
-            x, y = width / scale_x, height / scale_y
-            pixels = torch.stack([boxes[i, :, k] * (x, y)[k % 2] for k in range(4)], dim=-1)
-            results.append(InstanceData(bboxes=pixels, scores=scores[i], labels=labels[i]))
-        return results
+def best_detections(
+    logits: Tensor,
+    boxes: Tensor,
+    img_metas: Sequence[dict],
+    max_per_img: int,
+    rescale: bool = True,
+) -> list[InstanceData]:
+    """The best pairs of query and class of each picture.
+
+    Args:
+        logits: (B, Q, K) of the last layer.
+        boxes: (B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
+        img_metas: of each picture, with `img_shape` (h, w) in pixels and, if the picture was
+            resized, `scale_factor` (w, h).
+        max_per_img: pairs kept per picture.
+        rescale: boxes in pixels of the original picture instead of the network's input.
+
+    Returns:
+        One InstanceData per picture: `bboxes` (n, 4) as (x1, y1, x2, y2) in pixels, not
+        clipped to the picture, as in the official release; `scores` (n,), falling; `labels`
+        (n,) int64; n = min(max_per_img, Q * K).
+    """
+    num_classes = logits.shape[-1]
+    count = min(max_per_img, logits[0].numel())
+    scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
+    labels = index % num_classes
+    query = index // num_classes
+    boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+    results = []
+    for i, meta in enumerate(img_metas):
+        height, width = meta['img_shape'][:2]
+        scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2] if rescale else (1.0, 1.0)
+        x, y = width / scale_x, height / scale_y
+        pixels = torch.stack([boxes[i, :, k] * (x, y)[k % 2] for k in range(4)], dim=-1)
+        results.append(InstanceData(bboxes=pixels, scores=scores[i], labels=labels[i]))
+    return results

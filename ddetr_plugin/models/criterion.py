@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import (
+    bbox_cxcywh_to_xyxy,
+    bbox_overlaps,
+    bbox_xyxy_to_cxcywh,
+    get_box_tensor,
+)
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
@@ -38,6 +44,23 @@ class Targets(NamedTuple):
             padded_labels = padded_labels.new_zeros(len(labels), 1)
             padded_boxes = padded_boxes.new_full((len(labels), 1, 4), 0.5)
         return cls(padded_labels, padded_boxes, [len(x) for x in labels])
+
+    @classmethod
+    def from_samples(cls, batch_data_samples: SampleList) -> 'Targets':
+        """The ground truths of B samples with `img_shape` (h, w) and `gt_instances`.
+
+        `bboxes` (n, 4) are (x1, y1, x2, y2) in pixels of the network's input, `labels` (n,).
+        """
+        labels: list[Tensor] = []
+        boxes: list[Tensor] = []
+        for sample in batch_data_samples:
+            height, width = sample.img_shape[:2]
+            pixels = get_box_tensor(sample.gt_instances.bboxes)
+            # Not a tensor of the size: its copy to a GPU would make the host wait.
+            x, y = pixels[:, 0::2] / width, pixels[:, 1::2] / height
+            boxes.append(bbox_xyxy_to_cxcywh(torch.stack((x, y), dim=-1).flatten(1)))
+            labels.append(sample.gt_instances.labels)
+        return cls.pad(labels, boxes)
 
 
 class PredictionSet(NamedTuple):

@@ -3,7 +3,6 @@
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
 from torch import Tensor
 
 from ddetr_plugin.checkpoints import adopt
@@ -92,7 +91,7 @@ class DeformableDETR(BaseDetector):
         return self.criterion(
             logits,
             boxes,
-            self._targets(batch_data_samples),
+            Targets.from_samples(batch_data_samples),
             queries.proposal_logits,
             queries.proposal_boxes,
         )
@@ -151,16 +150,3 @@ class DeformableDETR(BaseDetector):
         """Takes weights of the official release, mmdet, transformers and detrex, too."""
         adopt(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _targets(self, batch_data_samples: SampleList) -> Targets:
-        """Ground truths as (cx, cy, w, h), normalised by the unpadded pictures."""
-        labels: list[Tensor] = []
-        boxes: list[Tensor] = []
-        for sample in batch_data_samples:
-            height, width = sample.img_shape[:2]
-            pixels = get_box_tensor(sample.gt_instances.bboxes)
-            # Not a tensor of the size: its copy to a GPU would make the host wait.
-            x, y = pixels[:, 0::2] / width, pixels[:, 1::2] / height
-            boxes.append(bbox_xyxy_to_cxcywh(torch.stack((x, y), dim=-1).flatten(1)))
-            labels.append(sample.gt_instances.labels)
-        return Targets.pad(labels, boxes)

@@ -1,0 +1,9 @@
+"""Sparse R-CNN with 300 proposals, 36 epochs: mmdet's own recipe. Needs full mmcv."""
+
+_base_ = 'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py'
+
+custom_imports = dict(imports=['ddetr_plugin'], allow_failed_imports=False)
+custom_hooks = [
+    dict(type='ddetr_plugin.RandomStateHook'),
+    dict(type='ddetr_plugin.ForeignCheckpointHook'),
+]
