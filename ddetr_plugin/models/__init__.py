@@ -3,7 +3,7 @@
 from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.models.assigner import HungarianAssigner
 from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
-from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0
+from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0, VisionTransformer
 from ddetr_plugin.models.bbox_head import DeformableDETRHead
 from ddetr_plugin.models.criterion import IoUAwareSetCriterion, SetCriterion, Targets
 from ddetr_plugin.models.decoder import (
@@ -26,6 +26,7 @@ from ddetr_plugin.models.query_head import (
     LearnedQueryHead,
     TwoStageHead,
 )
+from ddetr_plugin.models.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [
     'ContentTwoStageHead',
@@ -50,9 +51,11 @@ __all__ = [
     'MSDeformAttn',
     'MultiheadSelfAttention',
     'SetCriterion',
+    'SimpleFeaturePyramid',
     'SinePositionalEncoding',
     'Targets',
     'TwoStageHead',
+    'VisionTransformer',
 ]
 
 # Whoever builds our detector may load_from an official file, safetensors or a folder.
