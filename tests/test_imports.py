@@ -26,6 +26,7 @@ ORDER = (
     'bbox_head',
     'query_head',
     'criterion',
+    'mask_head',
     'detector',
 )
 # What the components take from mmdet; backbones also extend mmdet's backbones.

@@ -17,6 +17,7 @@ from ddetr_plugin.models.encoder import (
 )
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.feed_forward import FeedForward
+from ddetr_plugin.models.mask_head import MaskHead
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
 from ddetr_plugin.models.positional_encoding import SinePositionalEncoding
 from ddetr_plugin.models.query_head import (
@@ -46,6 +47,7 @@ __all__ = [
     'L1Cost',
     'LearnedQueryHead',
     'MSDeformAttn',
+    'MaskHead',
     'MultiheadSelfAttention',
     'SetCriterion',
     'SinePositionalEncoding',
