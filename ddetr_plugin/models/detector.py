@@ -1,11 +1,13 @@
 """The detector: the flow from pictures to losses or detections, and nothing else."""
 
+import logging
 from typing import NamedTuple
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints import adopt
@@ -214,6 +216,14 @@ class DeformableDETR(BaseDetector):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Takes weights of the official release, mmdet, transformers and detrex, too."""
         adopt(state_dict, prefix, self)
+        mask_head = f'{prefix}mask_head.'
+        if self.mask_head is not None and not any(k.startswith(mask_head) for k in state_dict):
+            print_log(
+                'The checkpoint has no mask head: the one of this model keeps the weights that it '
+                'has, and without training its masks mean nothing.',
+                logger='current',
+                level=logging.WARNING,
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _detector_parts(self) -> list[nn.Module]:
