@@ -27,6 +27,7 @@ ORDER = (
     'query_head',
     'criterion',
     'mask_head',
+    'panoptic',
     'detector',
 )
 # What the components take from mmdet; backbones also extend mmdet's backbones.

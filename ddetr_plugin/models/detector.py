@@ -167,11 +167,10 @@ class DeformableDETR(BaseDetector):
         logits, boxes, _, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.bbox_head.predict(logits[-1], boxes[-1], metas, rescale)
+        samples = self.add_pred_to_datasample(batch_data_samples, results)
         if self.mask_head is not None:
-            masks = self.mask_head.predict(mask_inputs, results, metas, rescale)
-            for result, mask in zip(results, masks):
-                result.masks = mask
-        return self.add_pred_to_datasample(batch_data_samples, results)
+            self.mask_head.predict(mask_inputs, samples, rescale)
+        return samples
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None

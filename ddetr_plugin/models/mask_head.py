@@ -1,11 +1,12 @@
 """Masks of the decoder's outputs: attention maps over the memory, refined by a small pyramid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
+from mmdet.structures import DetDataSample
 from mmengine.model import BaseModule, ModuleList
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -227,37 +228,45 @@ class MaskHead(BaseModule):
 
     @torch.no_grad()
     def predict(
-        self,
-        inputs: MaskInputs,
-        results: Sequence[InstanceData],
-        img_metas: Sequence[dict],
-        rescale: bool = True,
-    ) -> list[Tensor]:
-        """Masks of the detections of each picture, and of no other query.
+        self, inputs: MaskInputs, samples: Sequence[DetDataSample], rescale: bool = True
+    ) -> None:
+        """Adds `masks` (n, h, w) bool to the `pred_instances` of B samples.
+
+        Masks of the detected queries are computed, and of no other.
 
         Args:
             inputs: of the batch.
-            results: of B pictures, with `queries` (n,) int64; see `DeformableDETRHead.predict`.
-            img_metas: with `img_shape` and `ori_shape`, (h, w) in pixels.
+            samples: with `img_shape` and `ori_shape`, (h, w) in pixels, and `pred_instances` with
+                `queries` (n,) int64; see `DeformableDETRHead.predict`.
             rescale: masks of the original picture's size instead of the network's input.
-
-        Returns:
-            B tensors (n, h, w) bool.
         """
         features = self.prepare(inputs)
-        masks = []
-        for i, (result, meta) in enumerate(zip(results, img_metas)):
-            height, width = meta['img_shape'][:2]
-            size = tuple(meta['ori_shape'][:2]) if rescale else (height, width)
+        for i, sample in enumerate(samples):
             # A query may be detected as several classes.
-            queries, place = result.queries.unique(return_inverse=True)
-            parts = [torch.zeros((0, *size), dtype=torch.bool, device=queries.device)]
-            for chunk in queries.split(self.chunk_size):
-                logits = self(features, inputs.hidden[i, chunk], torch.full_like(chunk, i))
-                padded = _resized(logits, inputs.batch_shape)
-                parts.append(_resized(padded[:, :height, :width], size) > 0)
-            masks.append(torch.cat(parts)[place])
-        return masks
+            queries, place = sample.pred_instances.queries.unique(return_inverse=True)
+            parts = self.full_size_logits(features, inputs, i, queries, sample.metainfo, rescale)
+            sample.pred_instances.masks = torch.cat([part > 0 for part in parts])[place]
+
+    def full_size_logits(
+        self,
+        features: PictureFeatures,
+        inputs: MaskInputs,
+        index: int,
+        queries: Tensor,
+        meta: dict,
+        rescale: bool,
+    ) -> Iterator[Tensor]:
+        """Mask logits of queries (n,) of the picture with this index, in chunks (m, h, w).
+
+        `meta` has `img_shape` and `ori_shape`; the logits have the latter's size if `rescale`.
+        """
+        height, width = meta['img_shape'][:2]
+        size = tuple(meta['ori_shape'][:2]) if rescale else (height, width)
+        # Without queries one empty chunk.
+        for chunk in queries.split(self.chunk_size):
+            logits = self(features, inputs.hidden[index, chunk], torch.full_like(chunk, index))
+            padded = _resized(logits, inputs.batch_shape)
+            yield _resized(padded[:, :height, :width], size)
 
     def _attention(self, features: PictureFeatures, hidden: Tensor, picture: Tensor) -> Tensor:
         """(n, M, H, W), the sum over M, H and W is 1."""
