@@ -28,6 +28,8 @@ ORDER = (
     'query_head',
     'criterion',
     'detr_head',
+    'mask_head',
+    'panoptic',
     'detector',
 )
 # What the components take from mmdet; backbones also extend mmdet's backbones.

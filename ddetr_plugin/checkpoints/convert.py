@@ -17,6 +17,9 @@ from ddetr_plugin.checkpoints.row_plan import map_classes
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
+# Detectors gain it afterwards, and no other implementation has it.
+_MASK_HEAD = 'mask_head.'
+
 
 class Conversion(NamedTuple):
     """Weights in our names, and how they came about.
@@ -79,6 +82,11 @@ def to_ours(
     layout = detect_layout(state, dialect)
     wanted = detect_layout(target, OURS) if target is not None else None
     notes: list[str] = []
+    if target is not None and not any(name.startswith(_MASK_HEAD) for name in state):
+        without = {k: v for k, v in target.items() if not k.startswith(_MASK_HEAD)}
+        if len(without) < len(target):
+            notes.append('the weights have no mask head; that of the model stays as it is')
+        target = without
     if wanted is not None and layout.share_branches and not wanted.share_branches:
         one = layout._replace(share_branches=False)
         if _may_refine(source.meta, dialect) and _has_all_heads(state, dialect, one):

@@ -210,7 +210,7 @@ def predict_with(
     samples = [DetDataSample(metainfo=meta) for meta in metas]
     with torch.no_grad():
         if hasattr(model, 'forward_batch'):
-            logits, boxes, _ = model.forward_batch(inputs, samples)
+            logits, boxes = model.forward_batch(inputs, samples)[:2]
             return logits[-1], boxes[-1]
         if hasattr(model, 'forward_transformer'):
             outputs = model.forward_transformer(model.extract_feat(inputs), samples)

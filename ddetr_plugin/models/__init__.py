@@ -18,7 +18,9 @@ from ddetr_plugin.models.encoder import (
 )
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.feed_forward import FeedForward
+from ddetr_plugin.models.mask_head import MaskHead
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
+from ddetr_plugin.models.panoptic import PanopticMaskHead, merge_segments, panoptic_map
 from ddetr_plugin.models.positional_encoding import SinePositionalEncoding
 from ddetr_plugin.models.query_head import (
     ContentTwoStageHead,
@@ -49,13 +51,17 @@ __all__ = [
     'L1Cost',
     'LearnedQueryHead',
     'MSDeformAttn',
+    'MaskHead',
     'MultiheadSelfAttention',
+    'PanopticMaskHead',
     'SetCriterion',
     'SimpleFeaturePyramid',
     'SinePositionalEncoding',
     'Targets',
     'TwoStageHead',
     'VisionTransformer',
+    'merge_segments',
+    'panoptic_map',
 ]
 
 # Whoever builds our detector may load_from an official file, safetensors or a folder.

@@ -152,7 +152,7 @@ def best_detections(
     Returns:
         One InstanceData per picture: `bboxes` (n, 4) as (x1, y1, x2, y2) in pixels, not
         clipped to the picture, as in the official release; `scores` (n,), falling; `labels`
-        (n,) int64; n = min(max_per_img, Q * K).
+        (n,) int64; `queries` (n,) int64, 0..Q-1; n = min(max_per_img, Q * K).
     """
     num_classes = logits.shape[-1]
     count = min(max_per_img, logits[0].numel())
@@ -166,5 +166,7 @@ def best_detections(
         scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2] if rescale else (1.0, 1.0)
         x, y = width / scale_x, height / scale_y
         pixels = torch.stack([boxes[i, :, k] * (x, y)[k % 2] for k in range(4)], dim=-1)
-        results.append(InstanceData(bboxes=pixels, scores=scores[i], labels=labels[i]))
+        results.append(
+            InstanceData(bboxes=pixels, scores=scores[i], labels=labels[i], queries=query[i])
+        )
     return results

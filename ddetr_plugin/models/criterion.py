@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddetr_plugin.models.assigner import Match
 from ddetr_plugin.registry import MODELS, TASK_UTILS
 
-__all__ = ['IoUAwareSetCriterion', 'SetCriterion', 'Targets']
+__all__ = ['IoUAwareSetCriterion', 'Matches', 'SetCriterion', 'Targets']
 
 
 class Targets(NamedTuple):
@@ -61,6 +61,23 @@ class Targets(NamedTuple):
             boxes.append(bbox_xyxy_to_cxcywh(torch.stack((x, y), dim=-1).flatten(1)))
             labels.append(sample.gt_instances.labels)
         return cls.pad(labels, boxes)
+
+
+class Matches(NamedTuple):
+    """The n matches of the last decoder layer, for losses that come after.
+
+    Attributes:
+        picture: (n,) int64, 0..B-1.
+        query: (n,) int64, 0..Q-1.
+        gt: (n,) int64, index of the ground truth in its picture.
+        count: scalar by which losses are divided: the number of ground truths, its mean over
+            all processes, at least 1.
+    """
+
+    picture: Tensor
+    query: Tensor
+    gt: Tensor
+    count: Tensor
 
 
 class PredictionSet(NamedTuple):
@@ -129,6 +146,17 @@ class SetCriterion(nn.Module):
             ValueError: a prediction or a ground truth is NaN or infinite where matching needs
                 it; the message names the first such tensor.
         """
+        return self.losses_and_matches(logits, boxes, targets, proposal_logits, proposal_boxes)[0]
+
+    def losses_and_matches(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Targets,
+        proposal_logits: Tensor | None = None,
+        proposal_boxes: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """What `forward` returns, and the matches of the last layer."""
         prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
         sets = [PredictionSet(prefixes, logits, boxes, targets)]
         if proposal_logits is not None:
@@ -150,12 +178,15 @@ class SetCriterion(nn.Module):
             count = torch.full((), float(sum(targets.counts)), device=logits.device)
             all_reduce(count, op='mean')
             count = count.clamp(min=1)
+            indices = [_flat_indices(x).to(logits.device, non_blocking=True) for x in matches]
             losses = {}
-            for s, match in zip(sets, matches):
-                for prefix, row in zip(s.prefixes, self._set_losses(s, match, count)):
+            for s, index in zip(sets, indices):
+                for prefix, row in zip(s.prefixes, self._set_losses(s, index, count)):
                     for name, loss in zip(('loss_cls', 'loss_bbox', 'loss_iou'), row):
                         losses[prefix + name] = loss
-        return losses
+        # Every layer has the same number of matches, and the last layer comes last.
+        first = indices[0].shape[1] // len(logits) * (len(logits) - 1)
+        return losses, Matches(*indices[0][1:, first:], count)
 
     def class_target(self, matched: Tensor, wanted: Tensor) -> Tensor:
         """What the score of each match is to become.
@@ -170,12 +201,12 @@ class SetCriterion(nn.Module):
         return matched.new_ones(len(matched))
 
     def _set_losses(
-        self, predictions: PredictionSet, matches: list[list[Match]], count: Tensor
+        self, predictions: PredictionSet, index: Tensor, count: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Classification, L1 and IoU loss of each layer."""
+        """Classification, L1 and IoU loss of each layer; `index` as `_flat_indices` makes it."""
         _, logits, boxes, targets = predictions
         num_layers = len(logits)
-        layer, picture, query, gt = _flat_indices(matches).to(logits.device, non_blocking=True)
+        layer, picture, query, gt = index
 
         matched, wanted = boxes[layer, picture, query], targets.boxes[picture, gt]
         class_targets = torch.zeros_like(logits)

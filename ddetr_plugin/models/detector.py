@@ -1,17 +1,38 @@
 """The detector: the flow from pictures to losses or detections, and nothing else."""
 
+import logging
+from typing import NamedTuple
+
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
-from torch import Tensor
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints import adopt
 from ddetr_plugin.models.criterion import Targets
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
+from ddetr_plugin.models.mask_head import MaskInputs
 from ddetr_plugin.models.query_head import InitialQueries
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['DeformableDETR']
+__all__ = ['DeformableDETR', 'Outputs']
+
+
+class Outputs(NamedTuple):
+    """What the network makes of B pictures.
+
+    Attributes:
+        logits: (N, B, Q, K) class logits of all decoder layers, float32 or better.
+        boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture, float32 or better.
+        queries: what the query head made.
+        mask_inputs: what the mask head reads; None if the model has none.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    queries: InitialQueries
+    mask_inputs: MaskInputs | None
 
 
 @MODELS.register_module()
@@ -29,11 +50,18 @@ class DeformableDETR(BaseDetector):
         decoder: config; see `DeformableTransformerDecoder`.
         bbox_head: config; see `DeformableDETRHead`.
         criterion: config; see `SetCriterion`. None for a model that only predicts.
+        mask_head: config; see `MaskHead`. The neck then reads the backbone's coarser maps, without
+            the head's `extra_maps` finest. None for a model without masks.
+        freeze_detector: train the mask head alone. The rest gets no gradients and runs as in
+            evaluation, without dropout.
         data_preprocessor: config; normalises and pads.
         compile: options of torch.compile for encoder and decoder, such as `dict(dynamic=True)`;
             None runs them as they are. They compile without a graph break, and with `dynamic`
             once for all sizes of pictures. Weights keep their names.
         init_cfg: mmengine initialisation.
+
+    Raises:
+        ValueError: `freeze_detector` without a mask head leaves nothing to train.
     """
 
     def __init__(
@@ -46,6 +74,8 @@ class DeformableDETR(BaseDetector):
         decoder: dict,
         bbox_head: dict,
         criterion: dict | None = None,
+        mask_head: dict | None = None,
+        freeze_detector: bool = False,
         data_preprocessor: dict | None = None,
         compile: dict | None = None,
         init_cfg=None,
@@ -59,24 +89,49 @@ class DeformableDETR(BaseDetector):
         self.decoder = MODELS.build(decoder)
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = None if criterion is None else MODELS.build(criterion)
+        self.mask_head = None if mask_head is None else MODELS.build(mask_head)
+        self.freeze_detector = freeze_detector
+        if freeze_detector:
+            if mask_head is None:
+                raise ValueError(
+                    'freeze_detector trains the mask head alone, but there is none; give '
+                    '`mask_head` in the config'
+                )
+            for part in self._detector_parts():
+                part.requires_grad_(False)
         if compile is not None:
             for module in (self.encoder, self.decoder):
                 module.compile(fullgraph=True, **compile)
 
+    def train(self, mode: bool = True) -> 'DeformableDETR':
+        """As every module's; a frozen detector stays in evaluation."""
+        super().train(mode)
+        if self.freeze_detector:
+            for part in self._detector_parts():
+                part.eval()
+        return self
+
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C, H_l, W_l) of pictures (B, 3, H, W)."""
+        return self.extract_maps(batch_inputs)[1]
+
+    def extract_maps(self, batch_inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The maps of the backbone, and those of the neck, of pictures (B, 3, H, W)."""
         # Convolutions are faster where a pixel's channels lie side by side, and the maps become
         # tokens without a copy.
         batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
-        return tuple(self.neck(self.backbone(batch_inputs)))
+        maps = tuple(self.backbone(batch_inputs))
+        extra = 0 if self.mask_head is None else self.mask_head.extra_maps
+        return maps, tuple(self.neck(maps[extra:]))
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """All losses of a batch; see `SetCriterion`.
+        """All losses of a batch; see `SetCriterion` and `MaskHead.loss`.
 
         Args:
             batch_inputs: (B, 3, H, W), normalised and padded.
             batch_data_samples: B samples with `img_shape` and `gt_instances`: `bboxes` (n, 4) as
-                (x1, y1, x2, y2) in pixels of the network's input, `labels` (n,).
+                (x1, y1, x2, y2) in pixels of the network's input, `labels` (n,), and, if there is
+                a mask head, `masks`.
 
         Raises:
             ValueError: a label is out of range, or a number is not finite; or the model was built
@@ -87,23 +142,34 @@ class DeformableDETR(BaseDetector):
                 'this model was built without a criterion, so it has no loss; give `criterion` in '
                 'its config'
             )
-        logits, boxes, queries = self.forward_batch(batch_inputs, batch_data_samples)
-        return self.criterion(
+        logits, boxes, queries, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
+        predictions = (
             logits,
             boxes,
             Targets.from_samples(batch_data_samples),
             queries.proposal_logits,
             queries.proposal_boxes,
         )
+        if self.mask_head is None:
+            return self.criterion(*predictions)
+        losses, matches = self.criterion.losses_and_matches(*predictions)
+        gt_instances = [sample.gt_instances for sample in batch_data_samples]
+        return {**losses, **self.mask_head.loss(mask_inputs, matches, gt_instances)}
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
-        """The samples with `pred_instances`; see `DeformableDETRHead.predict`."""
-        logits, boxes, _ = self.forward_batch(batch_inputs, batch_data_samples)
+        """The samples with `pred_instances`; see `DeformableDETRHead.predict`.
+
+        With a mask head they have `masks` (n, h, w) bool, too; see `MaskHead.predict`.
+        """
+        logits, boxes, _, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.bbox_head.predict(logits[-1], boxes[-1], metas, rescale)
-        return self.add_pred_to_datasample(batch_data_samples, results)
+        samples = self.add_pred_to_datasample(batch_data_samples, results)
+        if self.mask_head is not None:
+            self.mask_head.predict(mask_inputs, samples, rescale)
+        return samples
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
@@ -113,18 +179,14 @@ class DeformableDETR(BaseDetector):
 
     def forward_batch(
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
-    ) -> tuple[Tensor, Tensor, InitialQueries]:
+    ) -> Outputs:
         """The network.
 
         Args:
             batch_inputs: (B, 3, H, W), normalised and padded.
             batch_data_samples: B samples with `img_shape`; None if nothing is padded.
-
-        Returns:
-            Class logits (N, B, Q, K), boxes (N, B, Q, 4) as (cx, cy, w, h) normalised by the
-            unpadded picture, and what the query head made; float32 or better.
         """
-        maps = self.extract_feat(batch_inputs)
+        backbone_maps, maps = self.extract_maps(batch_inputs)
         batch_shape = tuple(batch_inputs.shape[-2:])
         if batch_data_samples is None:
             image_shapes = [batch_shape] * len(batch_inputs)
@@ -144,9 +206,23 @@ class DeformableDETR(BaseDetector):
             levels,
             self.bbox_head.regress,
         )
-        return self.bbox_head.classify(hidden), boxes, queries
+        mask_inputs = None
+        if self.mask_head is not None:
+            mask_inputs = MaskInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)
+        return Outputs(self.bbox_head.classify(hidden), boxes, queries, mask_inputs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Takes weights of the official release, mmdet, transformers and detrex, too."""
         adopt(state_dict, prefix, self)
+        mask_head = f'{prefix}mask_head.'
+        if self.mask_head is not None and not any(k.startswith(mask_head) for k in state_dict):
+            print_log(
+                'The checkpoint has no mask head: the one of this model keeps the weights that it '
+                'has, and without training its masks mean nothing.',
+                logger='current',
+                level=logging.WARNING,
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _detector_parts(self) -> list[nn.Module]:
+        return [part for name, part in self.named_children() if name != 'mask_head']

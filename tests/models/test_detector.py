@@ -38,7 +38,7 @@ def test_a_picture_alone_and_padded_in_a_batch_gives_the_same_logits_and_boxes(
         large[:1, :, : small.shape[2], : small.shape[3]] = small
     results = []
     for maps, count in ((alone, 1), (together, 2)):
-        monkeypatch.setattr(model, 'extract_feat', lambda pictures, maps=maps: maps)
+        monkeypatch.setattr(model, 'extract_maps', lambda pictures, maps=maps: ((), maps))
         height, width = shape if count == 1 else (128, 192)
         with torch.no_grad():
             results.append(model.forward_batch(inputs[:count, :, :height, :width], samples[:count]))

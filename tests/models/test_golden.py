@@ -37,7 +37,7 @@ def assert_close(ours, recorded, relative):
 
 
 def test_logits_boxes_and_proposals_equal_the_official_ones(golden, tolerances):
-    logits, boxes, queries = golden.model.forward_batch(golden.inputs, golden.samples)
+    logits, boxes, queries, _ = golden.model.forward_batch(golden.inputs, golden.samples)
     assert_close(logits[-1], golden.arrays['pred_logits'], tolerances[0])
     assert_close(boxes[-1], golden.arrays['pred_boxes'], tolerances[0])
     assert_close(logits[:-1], golden.arrays['aux_logits'], tolerances[0])
