@@ -21,6 +21,7 @@ from ddetr_plugin.checkpoints.classes import coco_classes
 from ddetr_plugin.checkpoints.files import check_destination
 from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.rename import is_neck_bias
+from ddetr_plugin.checkpoints.row_plan import named_classes
 from ddetr_plugin.checkpoints.verify import build_ours, verify
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
@@ -156,8 +157,9 @@ def write(args, source, converted):
     meta = {'conversion': conversion}
     if source.dilated is not None:
         meta['dilation'] = source.dilated
-    if converted.classes is not None:
-        meta['dataset_meta'] = {'classes': converted.classes}
+    classes = converted.classes or named_classes(source.meta)
+    if classes is not None:
+        meta['dataset_meta'] = {'classes': tuple(classes)}
     bridge.write_checkpoint(args.destination, state, args.to, meta)
     heads = ('bbox_head.cls_branches.0.bias', 'class_embed.0.bias')
     rows = next((len(state[name]) for name in heads if name in state), None)

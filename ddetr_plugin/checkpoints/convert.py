@@ -31,6 +31,7 @@ class Conversion(NamedTuple):
         problems: what does not fit; only with `allow_missing`.
         dropped: by our names, the class rows that have no place: (rows, ...), in order.
         rows: for each class row the row that it was, or None if it is fresh; None if none moved.
+        source_rows: how many class rows there were; None if there is no class head.
         warnings: what may be wrong, a sentence each.
     """
 
@@ -42,6 +43,7 @@ class Conversion(NamedTuple):
     problems: list[str]
     dropped: dict[str, Tensor]
     rows: tuple[int | None, ...] | None = None
+    source_rows: int | None = None
     warnings: Sequence[str] = ()
 
 
@@ -116,12 +118,16 @@ def to_ours(
         if problems and not allow_missing:
             raise ValueError(explain(problems, dialect, layout, alone=True))
 
-    names, rows, dropped = map_classes(ours, source.meta, target, classes, target_classes, notes)
+    names, rows, dropped, source_rows = map_classes(
+        ours, source.meta, target, classes, target_classes, notes, warnings
+    )
     if target is not None:
         problems += misfits(ours, target, layout, wanted)
         if problems and not allow_missing:
             raise ValueError(explain(problems, dialect, layout, alone=False))
-    return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows, warnings)
+    return Conversion(
+        ours, dialect, layout, names, notes, problems, dropped, rows, source_rows, warnings
+    )
 
 
 def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:

@@ -409,6 +409,16 @@ def test_meta_data_that_name_no_class_for_each_row_are_no_names(classes):
     assert result.classes is None
 
 
+@pytest.mark.parametrize('rows', [80, 91])
+def test_names_of_another_number_than_the_rows_do_not_make_them_coco(rows):
+    state = ours('base', rows).state_dict()
+    result = to_ours(source(state, dataset_meta=dict(classes=('bolt', 'nut', 'screw'))))
+    assert (result.classes, result.rows) == (None, None)
+    (warning,) = result.warnings
+    assert f'names 3 classes, but its heads have {rows} rows' in warning
+    assert to_ours(source(state)).classes == coco_classes()
+
+
 def test_the_official_rows_are_known_whatever_the_gaps_are_called():
     """Some files of transformers have the names of the categories that COCO gave up."""
     names = ['N/A' if name is None else name for name in coco_rows()]

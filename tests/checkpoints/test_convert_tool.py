@@ -173,6 +173,16 @@ def test_classes_and_config_options_decide_the_rows(run, tmp_path):
     assert '91 class rows' in wide
 
 
+def test_names_that_do_not_fit_the_rows_are_passed_on_and_not_replaced_by_cocos(run, tmp_path):
+    state = export(build(bridge_config('base', 80)).state_dict(), 'mmdet')
+    meta = {'dataset_meta': {'classes': ('bolt', 'nut', 'screw')}}
+    torch.save({'state_dict': state, 'meta': meta}, tmp_path / 'mmdet.pth')
+    assert 'warning: the file names 3' in run(tmp_path / 'mmdet.pth', tmp_path / 'ours.pth')
+    assert torch.load(tmp_path / 'ours.pth')['meta']['dataset_meta'] == meta['dataset_meta']
+    report = run(tmp_path / 'ours.pth', tmp_path / 'official.pth', '--to', 'official')
+    assert '80 class rows' in report
+
+
 def test_a_dilated_backbone_is_reported_and_compared_with_the_config(run, tmp_path):
     write_official(tmp_path / 'official.pth', 'single-scale', dilation=True)
     config = write_config(tmp_path / 'config.py', 'single-scale')
