@@ -183,6 +183,24 @@ def test_names_that_do_not_fit_the_rows_are_passed_on_and_not_replaced_by_cocos(
     assert '80 class rows' in report
 
 
+@pytest.mark.parametrize('dialect', ['official', 'hf'])
+def test_80_rows_stay_80_where_they_came_from_or_when_told_to(run, tmp_path, dialect):
+    model = build(bridge_config('base', 80))
+    state = export(model.state_dict(), dialect)
+    theirs, ours, back = (tmp_path / name for name in ('theirs.bin', 'ours.pth', 'back.bin'))
+    write_checkpoint(theirs, state, dialect, {})
+    run(theirs, ours)
+    run(ours, tmp_path / 'again.pth')
+    for source in (theirs, ours, tmp_path / 'again.pth'):
+        assert 'become 91' not in run(source, back, '--to', dialect)
+        assert_same(read_checkpoint(back).state, state)
+    write_checkpoint(ours, model.state_dict(), 'ddetr_plugin', {})
+    assert 'note: 80 class rows become 91' in run(ours, back, '--to', dialect)
+    assert len(read_checkpoint(back).state['class_embed.0.bias']) == 91
+    assert 'become 91' not in run(ours, back, '--to', dialect, '--classes', 'keep')
+    assert_same(read_checkpoint(back).state, state)
+
+
 def test_a_dilated_backbone_is_reported_and_compared_with_the_config(run, tmp_path):
     write_official(tmp_path / 'official.pth', 'single-scale', dilation=True)
     config = write_config(tmp_path / 'config.py', 'single-scale')
