@@ -17,10 +17,11 @@ from ddetr_plugin import checkpoints as bridge
 from ddetr_plugin.engine.launch import add_config_overrides, load_config
 
 # isort: split
-from ddetr_plugin.checkpoints.classes import coco_classes
+from ddetr_plugin.checkpoints.classes import OFFICIAL_ROWS, coco_classes
 from ddetr_plugin.checkpoints.files import check_destination
 from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.rename import is_neck_bias
+from ddetr_plugin.checkpoints.row_plan import named_classes
 from ddetr_plugin.checkpoints.verify import build_ours, verify
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
@@ -138,12 +139,22 @@ def write(args, source, converted):
     """Writes the weights as --to asks; returns lines of the report."""
     earlier = source.meta.get('conversion') or {}
     dropped = converted.dropped or dict(earlier.get('dropped') or {})
+    # Of the official or transformers' file that the weights were first, which may have had 80.
+    rows = earlier.get('rows')
+    if converted.dialect in ('official', 'hf'):
+        rows = converted.source_rows
     lines = []
     if args.to == bridge.OURS:
         state = converted.state
     else:
         coco = tuple(converted.classes or ()) == tuple(coco_classes())
-        state = bridge.export(converted.state, args.to, converted.layout, coco, dropped)
+        expand = coco and rows != len(coco_classes()) and wanted_classes(args.classes) != 'keep'
+        state = bridge.export(converted.state, args.to, converted.layout, expand, dropped)
+        if expand and args.to in ('official', 'hf'):
+            lines.append(
+                f'note: {len(coco_classes())} class rows become {OFFICIAL_ROWS}, one per category '
+                'id of COCO; --classes keep leaves them'
+            )
         if args.to != 'mmdet' and not any(map(is_neck_bias, converted.state)):
             lines.append(
                 f'note: {args.to} has biases in the neck, the weights have none: zeros (D1)'
@@ -152,12 +163,18 @@ def write(args, source, converted):
     own_resnet = has_transformers_resnet(source.state) or bool(earlier.get('own_resnet'))
     if args.to == 'hf' and own_resnet:
         state = with_transformers_resnet(state)
-    conversion = {'from': converted.dialect, 'dropped': dropped, 'own_resnet': own_resnet}
+    conversion = {
+        'from': converted.dialect,
+        'rows': rows,
+        'dropped': dropped,
+        'own_resnet': own_resnet,
+    }
     meta = {'conversion': conversion}
     if source.dilated is not None:
         meta['dilation'] = source.dilated
-    if converted.classes is not None:
-        meta['dataset_meta'] = {'classes': converted.classes}
+    classes = converted.classes or named_classes(source.meta)
+    if classes is not None:
+        meta['dataset_meta'] = {'classes': tuple(classes)}
     bridge.write_checkpoint(args.destination, state, args.to, meta)
     heads = ('bbox_head.cls_branches.0.bias', 'class_embed.0.bias')
     rows = next((len(state[name]) for name in heads if name in state), None)

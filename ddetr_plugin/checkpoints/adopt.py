@@ -1,10 +1,12 @@
 """Foreign weights where a model loads its own: `load_state_dict`, and mmengine's `load_from`."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 
 from ddetr_plugin.checkpoints.convert import Conversion, to_ours
@@ -41,6 +43,8 @@ def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
     except ValueError as error:
         # What load_state_dict raises where weights do not fit.
         raise RuntimeError(str(error)) from error
+    for warning in converted.warnings:
+        print_log(warning, logger='current', level=logging.WARNING)
     for name in inside:
         del state_dict[prefix + name]
     state_dict.update((prefix + name, tensor) for name, tensor in converted.state.items())

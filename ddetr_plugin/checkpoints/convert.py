@@ -14,6 +14,7 @@ from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone, requir
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
 from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import map_classes
+from ddetr_plugin.checkpoints.settings import file_settings
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
@@ -33,6 +34,8 @@ class Conversion(NamedTuple):
         problems: what does not fit; only with `allow_missing`.
         dropped: by our names, the class rows that have no place: (rows, ...), in order.
         rows: for each class row the row that it was, or None if it is fresh; None if none moved.
+        source_rows: how many class rows there were; None if there is no class head.
+        warnings: what may be wrong, a sentence each.
     """
 
     state: dict[str, Tensor]
@@ -43,6 +46,8 @@ class Conversion(NamedTuple):
     problems: list[str]
     dropped: dict[str, Tensor]
     rows: tuple[int | None, ...] | None = None
+    source_rows: int | None = None
+    warnings: Sequence[str] = ()
 
 
 def to_ours(
@@ -87,14 +92,19 @@ def to_ours(
         if len(without) < len(target):
             notes.append('the weights have no mask head; that of the model stays as it is')
         target = without
-    if wanted is not None and layout.share_branches and not wanted.share_branches:
+    warnings: list[str] = []
+    if dialect in ('mmdet', 'hf') and layout.share_branches:
+        refines = file_settings(source.meta, dialect).get('with_box_refine')
+        wants = wanted is not None and not wanted.share_branches
         one = layout._replace(share_branches=False)
-        if _may_refine(source.meta, dialect) and _has_all_heads(state, dialect, one):
+        if (wants if refines is None else refines) and _has_all_heads(state, dialect, one):
             layout = one
-            notes.append(
-                'the heads of all layers are equal, as in a model that is untrained or does '
-                'not refine boxes; the model at hand does'
-            )
+            if refines is None:
+                warnings.append(
+                    'the heads of all layers are equal, as in a model that is untrained or does '
+                    'not refine boxes, and the file does not say which; the model at hand refines '
+                    'them, and detects wrongly if the other did not'
+                )
 
     left: list[str] = []
     if dialect == OURS:
@@ -116,20 +126,16 @@ def to_ours(
         if problems and not allow_missing:
             raise ValueError(explain(problems, dialect, layout, alone=True))
 
-    names, rows, dropped = map_classes(ours, source.meta, target, classes, target_classes, notes)
+    names, rows, dropped, source_rows = map_classes(
+        ours, source.meta, target, classes, target_classes, notes, warnings
+    )
     if target is not None:
         problems += misfits(ours, target, layout, wanted)
         if problems and not allow_missing:
             raise ValueError(explain(problems, dialect, layout, alone=False))
-    return Conversion(ours, dialect, layout, names, notes, problems, dropped, rows)
-
-
-def _may_refine(meta: Mapping, dialect: str) -> bool:
-    """Whether equal heads may belong to a model that refines boxes: some files do not show it."""
-    config = meta.get('cfg')
-    if dialect == 'mmdet' and isinstance(config, str):
-        return re.search(r'with_box_refine\W+True', config) is not None
-    return dialect in ('mmdet', 'hf')
+    return Conversion(
+        ours, dialect, layout, names, notes, problems, dropped, rows, source_rows, warnings
+    )
 
 
 def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:

@@ -90,8 +90,10 @@ def with_config(source: Source, config: Path) -> Source:
     """
     if _OF_TRANSFORMERS not in source.state or not config.is_file():
         return source
-    row_names, dilated = read_config(config)
+    row_names, dilated, settings = read_config(config)
     meta = dict(source.meta)
+    if settings:
+        meta['settings'] = settings
     if row_names is not None:
         meta.setdefault('row_names', row_names)
     return source._replace(meta=meta, dilated=dilated if source.dilated is None else source.dilated)

@@ -93,6 +93,7 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
     ]
     lines += _parts(state)
     lines += [f'note: {note}' for note in conversion.notes]
+    lines += [f'warning: {warning}' for warning in conversion.warnings]
     if source.left:
         lines.append(f'not converted: {", ".join(source.left)}')
     lines += [f'ignored: {problem}' for problem in conversion.problems]

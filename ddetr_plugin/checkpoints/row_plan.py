@@ -17,24 +17,44 @@ from ddetr_plugin.checkpoints.classes import (
     resize_proposal_rows,
 )
 
-__all__ = ['map_classes', 'plan_rows', 'source_classes']
+__all__ = ['map_classes', 'named_classes', 'plan_rows', 'source_classes']
 
 
-def source_classes(meta: Mapping, rows: int) -> list[str | None] | None:
-    """What the rows of a class head stand for, as far as the file or their number says.
+def named_classes(meta: Mapping) -> list[str | None] | None:
+    """The classes that a file names, whatever the number of its rows; None if it names none.
 
     Args:
         meta: of a `Source`; the names are what mmdet writes, `classes` of its `dataset_meta` or, in
             older files, `CLASSES`; else its `row_names`.
-        rows: their number.
     """
     names = None
     for holder in (meta.get('dataset_meta'), meta):
         if names is None and isinstance(holder, Mapping):
             names = {str(key).lower(): value for key, value in holder.items()}.get('classes')
     names = meta.get('row_names') if names is None else names
-    if isinstance(names, (list, tuple)) and len(names) == rows:
-        return coco_rows() if _are_official(names) else list(names)
+    return list(names) if isinstance(names, (list, tuple)) else None
+
+
+def source_classes(
+    meta: Mapping, rows: int, warnings: list[str] | None = None
+) -> list[str | None] | None:
+    """What the rows of a class head stand for, as far as the file or their number says.
+
+    Args:
+        meta: of a `Source`.
+        rows: their number, which tells COCO's classes where the file names none.
+        warnings: gets a sentence if the file names another number of classes.
+    """
+    names = named_classes(meta)
+    if names is not None and len(names) == rows:
+        return coco_rows() if _are_official(names) else names
+    if names is not None:
+        if warnings is not None:
+            warnings.append(
+                f'the file names {len(names)} classes, but its heads have {rows} rows: which row '
+                'is which class cannot be told'
+            )
+        return None
     if rows == OFFICIAL_ROWS:
         return coco_rows()
     return list(coco_classes()) if rows == len(OFFICIAL_TO_COCO) else None
@@ -105,8 +125,12 @@ def map_classes(
     classes: Sequence[str] | str | None,
     target_classes: Sequence[str] | None,
     notes: list[str],
-) -> tuple[tuple | None, tuple | None, dict[str, Tensor]]:
-    """Moves class rows within `ours`; returns `classes`, `rows` and `dropped` of `Conversion`.
+    warnings: list[str],
+) -> tuple[tuple | None, tuple | None, dict[str, Tensor], int | None]:
+    """Moves class rows within `ours`.
+
+    Returns:
+        `classes`, `rows`, `dropped` and `source_rows` of `Conversion`.
 
     Args:
         ours: weights by our names.
@@ -115,16 +139,17 @@ def map_classes(
         classes: as in `to_ours`.
         target_classes: as in `to_ours`.
         notes: gets a sentence for whatever was moved, and for what could not be told.
+        warnings: as in `source_classes`.
 
     Raises:
         ValueError: class heads are damaged, or the rows cannot be moved.
     """
     heads = [name for name in ours if is_class_head(name)]
     if not heads:
-        return None, None, {}
+        return None, None, {}, None
     count = _common_rows(ours, heads)
     shape = tuple(ours[heads[0]].shape)
-    known = source_classes(meta, count)
+    known = source_classes(meta, count, warnings)
     plan = plan_rows(known, count, _rows_of(target, is_class_head), classes, target_classes)
     rows = plan.source if plan and plan.source != tuple(range(count)) else None
     # Only these can be put back: which rows they were is known.
@@ -162,8 +187,8 @@ def map_classes(
         if reversible:
             dropped[name] = old[len(new) :].clone()
     if plan:
-        return plan.classes, rows, dropped
-    return None if known is None else tuple(known), rows, dropped
+        return plan.classes, rows, dropped, count
+    return None if known is None else tuple(known), rows, dropped, count
 
 
 def _few(names: Sequence[str | None] | None) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddetr_plugin.checkpoints.settings import transformers_settings
+
 __all__ = ['read_config', 'weight_files']
 
 _MAX_ROWS = 100_000  # a number beyond is no row of a class head
@@ -43,12 +45,13 @@ def _indexed(index: Path) -> list[Path]:
     return [index.with_name(name) for name in names]
 
 
-def read_config(file: Path) -> tuple[list[str | None] | None, bool | None]:
+def read_config(file: Path) -> tuple[list[str | None] | None, bool | None, dict[str, int]]:
     """What a config.json says.
 
     Returns:
-        The name of each class row, None for a row of no class, or None if it names none; and
-        whether the backbone is dilated. Twice None if it is of another model.
+        The name of each class row, None for a row of no class, or None if it names none; whether
+        the backbone is dilated; and other settings, as in `file_settings`. None, None and nothing
+        if it is of another model.
 
     Raises:
         ValueError: it is damaged.
@@ -57,7 +60,7 @@ def read_config(file: Path) -> tuple[list[str | None] | None, bool | None]:
     if not isinstance(config, Mapping):
         raise _damaged(file, f'an object, got a {type(config).__name__}')
     if config.get('model_type') != 'deformable_detr':
-        return None, None
+        return None, None, {}
     labels = config.get('id2label') or {}
     try:
         labels = {int(row): str(name) for row, name in labels.items()}
@@ -68,7 +71,7 @@ def read_config(file: Path) -> tuple[list[str | None] | None, bool | None]:
     backbone = config.get('backbone_config') or {}
     if not isinstance(backbone, Mapping):
         raise _damaged(file, 'backbone_config to be an object')
-    return _row_names(labels), _dilated(config, backbone)
+    return _row_names(labels), _dilated(config, backbone), transformers_settings(config)
 
 
 def _damaged(file: Path, wanted: str) -> ValueError:

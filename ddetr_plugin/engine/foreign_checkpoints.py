@@ -102,5 +102,5 @@ class ForeignCheckpointHook(Hook):
         lines = '\n  '.join(describe(converted, source))
         # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
         lost = converted.rows is not None and not any(row is not None for row in converted.rows)
-        level = logging.WARNING if lost else logging.INFO
+        level = logging.WARNING if lost or converted.warnings else logging.INFO
         print_log(f'Converted the checkpoint:\n  {lines}', logger='current', level=level)

@@ -1,12 +1,14 @@
 """Weights through the bridge: round trips, what is left over, D1 to D3, class surgery."""
 
+import json
+
 import pytest
 import torch
 from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
 from builders import build
 from mmengine.config import Config
 
-from ddetr_plugin.checkpoints import OURS, export, to_ours
+from ddetr_plugin.checkpoints import OURS, export, read_checkpoint, to_ours
 from ddetr_plugin.checkpoints.classes import COCO_GAPS, OFFICIAL_TO_COCO, coco_classes, coco_rows
 from ddetr_plugin.checkpoints.libraries import (
     largest_difference,
@@ -170,15 +172,33 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
     assert to_ours(source(state)).layout.share_branches
     result = converted(state, 'refine', 5)
     assert result.problems == []
-    assert any('heads of all layers are equal' in note for note in result.notes)
+    (warning,) = result.warnings
+    assert 'heads of all layers are equal' in warning
 
 
 def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
     _, state = released('base', 'mmdet', 5)
     target = empty('refine').state_dict()
-    to_ours(source(state, cfg='model = dict(with_box_refine=True)'), target=target)
+    refines = source(state, cfg='model = dict(with_box_refine=True)')
+    assert not to_ours(refines, target=target).warnings
+    with pytest.raises(ValueError, match='the weights are refine, the model is base'):
+        to_ours(refines, target=empty('base').state_dict())
     with pytest.raises(ValueError, match='the weights are base, the model is refine'):
         to_ours(source(state, cfg="model = dict(type='DeformableDETR')"), target=target)
+
+
+@pytest.mark.parametrize('refines', [True, False])
+def test_the_config_of_transformers_says_whether_equal_heads_refine(tmp_path, refines):
+    _, state = released('base', 'hf', 5)
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+    config = {'model_type': 'deformable_detr', 'with_box_refine': refines}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    file = read_checkpoint(tmp_path)
+    kinds = ('refine', 'base') if refines else ('base', 'refine')
+    fits, other = (empty(kind).state_dict() for kind in kinds)
+    assert not to_ours(file, target=fits).warnings
+    with pytest.raises(ValueError, match='the weights are {}, the model is {}'.format(*kinds)):
+        to_ours(file, target=other)
 
 
 def test_the_class_head_that_transformers_tied_is_repeated():
@@ -387,6 +407,16 @@ def test_meta_data_that_name_no_class_for_each_row_are_no_names(classes):
     meta = dict(dataset_meta=dict(classes=classes))
     result = to_ours(source(ours('base', 3).state_dict(), **meta))
     assert result.classes is None
+
+
+@pytest.mark.parametrize('rows', [80, 91])
+def test_names_of_another_number_than_the_rows_do_not_make_them_coco(rows):
+    state = ours('base', rows).state_dict()
+    result = to_ours(source(state, dataset_meta=dict(classes=('bolt', 'nut', 'screw'))))
+    assert (result.classes, result.rows) == (None, None)
+    (warning,) = result.warnings
+    assert f'names 3 classes, but its heads have {rows} rows' in warning
+    assert to_ours(source(state)).classes == coco_classes()
 
 
 def test_the_official_rows_are_known_whatever_the_gaps_are_called():

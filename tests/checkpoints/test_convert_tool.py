@@ -173,6 +173,34 @@ def test_classes_and_config_options_decide_the_rows(run, tmp_path):
     assert '91 class rows' in wide
 
 
+def test_names_that_do_not_fit_the_rows_are_passed_on_and_not_replaced_by_cocos(run, tmp_path):
+    state = export(build(bridge_config('base', 80)).state_dict(), 'mmdet')
+    meta = {'dataset_meta': {'classes': ('bolt', 'nut', 'screw')}}
+    torch.save({'state_dict': state, 'meta': meta}, tmp_path / 'mmdet.pth')
+    assert 'warning: the file names 3' in run(tmp_path / 'mmdet.pth', tmp_path / 'ours.pth')
+    assert torch.load(tmp_path / 'ours.pth')['meta']['dataset_meta'] == meta['dataset_meta']
+    report = run(tmp_path / 'ours.pth', tmp_path / 'official.pth', '--to', 'official')
+    assert '80 class rows' in report
+
+
+@pytest.mark.parametrize('dialect', ['official', 'hf'])
+def test_80_rows_stay_80_where_they_came_from_or_when_told_to(run, tmp_path, dialect):
+    model = build(bridge_config('base', 80))
+    state = export(model.state_dict(), dialect)
+    theirs, ours, back = (tmp_path / name for name in ('theirs.bin', 'ours.pth', 'back.bin'))
+    write_checkpoint(theirs, state, dialect, {})
+    run(theirs, ours)
+    run(ours, tmp_path / 'again.pth')
+    for source in (theirs, ours, tmp_path / 'again.pth'):
+        assert 'become 91' not in run(source, back, '--to', dialect)
+        assert_same(read_checkpoint(back).state, state)
+    write_checkpoint(ours, model.state_dict(), 'ddetr_plugin', {})
+    assert 'note: 80 class rows become 91' in run(ours, back, '--to', dialect)
+    assert len(read_checkpoint(back).state['class_embed.0.bias']) == 91
+    assert 'become 91' not in run(ours, back, '--to', dialect, '--classes', 'keep')
+    assert_same(read_checkpoint(back).state, state)
+
+
 def test_a_dilated_backbone_is_reported_and_compared_with_the_config(run, tmp_path):
     write_official(tmp_path / 'official.pth', 'single-scale', dilation=True)
     config = write_config(tmp_path / 'config.py', 'single-scale')

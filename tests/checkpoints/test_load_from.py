@@ -234,6 +234,25 @@ def test_a_foreign_file_that_does_not_fit_stops_the_run(tiny_job, tmp_path):
     assert torch.equal(level_embed, state['transformer.level_embed'])
 
 
+@pytest.mark.parametrize('said', [False, None])
+def test_load_from_asks_the_folder_whether_its_model_refines(tiny_job, tmp_path, said):
+    path = tiny_job()
+    config = Config.fromfile(path)
+    state = export(noisy(config.model).state_dict(), 'hf')
+    config.model.decoder.refine, config.model.bbox_head.share_branches = True, False
+    config.dump(path)
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+    words = {} if said is None else {'with_box_refine': said}
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'deformable_detr', **words}))
+    if said is None:
+        loaded(path, load_from=str(tmp_path))
+        log = next(tmp_path.glob('work/*/*.log')).read_text()
+        assert 'warning: the heads of all layers are equal' in log
+    else:
+        with pytest.raises(ValueError, match='the weights are base, the model is refine'):
+            loaded(path, load_from=str(tmp_path))
+
+
 def test_load_state_dict_and_init_cfg_take_foreign_weights(tmp_path):
     model = ours('two-stage')
     for dialect in DIALECTS:
