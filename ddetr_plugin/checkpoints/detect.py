@@ -3,25 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
+from ddetr_plugin.checkpoints.bits import same_bits
 from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED, Layout
 
-__all__ = ['OURS', 'detect_dialect', 'detect_layout', 'same_bits']
+__all__ = ['OURS', 'detect_dialect', 'detect_layout']
 
 OURS = 'ddetr_plugin'
 # mmdet 2.x, which needs mmdet's own conversion first.
 _MMDET_2 = 'bbox_head.transformer.level_embeds'
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, numbers that are none included."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return one.data_ptr() == other.data_ptr() or torch.equal(
-        one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8)
-    )
 
 
 def detect_dialect(names: Iterable[str]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddetr_plugin.checkpoints.bits import by_new_name, same_bits
 from ddetr_plugin.checkpoints.loading import load_file
 from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED
 from ddetr_plugin.checkpoints.transformers_folder import read_config, weight_files
@@ -56,7 +57,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) ->
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint, needs more than weights and may not, has no average, or
-            needs a library that is not installed.
+            needs a library that is not installed; or a name occurs twice, with different numbers.
     """
     path = Path(path)
     files = weight_files(path) if path.is_dir() else [path]
@@ -68,6 +69,13 @@ def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) ->
                 f'{file} holds a {type(part).__name__}, expected a dict of weights; save the '
                 "model's state_dict() instead"
             )
+        for name in content.keys() & part.keys():
+            pair = content[name], part[name]
+            if not (all(isinstance(value, Tensor) for value in pair) and same_bits(*pair)):
+                raise ValueError(
+                    f'{name} is in {file.name} and in another file of {path}, and differs; copy '
+                    'the folder again'
+                )
         content.update(part)
     source = unwrap(content, ema)
     if not source.state:
@@ -103,7 +111,8 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
     """Finds the weights in what a file holds.
 
     Raises:
-        ValueError: an average is wanted and there is none.
+        ValueError: an average is wanted and there is none; or two names that differ by the prefix
+            of a wrapper hold different numbers.
     """
     left = []
     weights: Any = content
@@ -129,19 +138,19 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
     elif averages:
         left.append(f'{averages[0]} (an average of the weights; --ema takes it instead)')
 
-    state: dict[str, Tensor] = {}
+    found: list[tuple[str, str, Tensor]] = []
     others, averaged = [], 0
-    for name, tensor in weights.items():
+    for old, tensor in weights.items():
         if not isinstance(tensor, Tensor):
-            if weights is not content or name not in (*AVERAGES, 'meta'):
-                others.append(str(name))
+            if weights is not content or old not in (*AVERAGES, 'meta'):
+                others.append(str(old))
             continue
-        name = _PREFIX.sub('', str(name))
+        name = _PREFIX.sub('', str(old))
         # mmdet's ExpMomentumEMAHook keeps averages as buffers: ema_backbone_conv1_weight.
         if name.startswith('ema_') and '.' not in name:
             averaged += 1
         elif name not in ('steps', 'n_averaged'):
-            state[name] = tensor
+            found.append((name, str(old), tensor))
     if averaged:
         left.append(f'{averaged} averages as buffers ema_*')
     if others:
@@ -152,7 +161,7 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
 
     meta = content.get('meta') if weights is not content else None
     meta = dict(meta) if isinstance(meta, Mapping) else {}
-    return Source(state, meta, _dilation(content, meta), left)
+    return Source(by_new_name(found), meta, _dilation(content, meta), left)
 
 
 def _dilation(content: Mapping, meta: Mapping) -> bool | None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ddetr_plugin.checkpoints.bits import by_new_name
+
 __all__ = [
     'DIALECTS',
     'Layout',
@@ -250,17 +252,22 @@ _RENAMED = {
 
 
 def with_common_names(state: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
-    """`state` with the names that the table has, whichever release of the library wrote it."""
-    renamed = {}
+    """`state` with the names that the table has, whichever release of the library wrote it.
+
+    Raises:
+        ValueError: two names are one in the table, but their tensors differ.
+    """
+    renamed = []
     prefix = BACKBONE['hf'] + '.'
     native = _transformers_resnet() if dialect == 'hf' else {}
-    for name, tensor in state.items():
+    for old, tensor in state.items():
+        name = old
         for pattern, replacement in _RENAMED.get(dialect, ()):
             name = re.sub(pattern, replacement, name)
         if native and name.startswith(prefix):
             name = prefix + (translate(name.removeprefix(prefix), native) or name[len(prefix) :])
-        renamed[name] = tensor
-    return renamed
+        renamed.append((name, old, tensor))
+    return by_new_name(renamed)
 
 
 def has_transformers_resnet(state: Mapping[str, Tensor]) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ddetr_plugin.checkpoints.bits import same_bits
 from ddetr_plugin.checkpoints.classes import with_official_rows
-from ddetr_plugin.checkpoints.detect import OURS, detect_layout, same_bits
+from ddetr_plugin.checkpoints.detect import OURS, detect_layout
 from ddetr_plugin.checkpoints.names import Layout, module_names, translate
 
 __all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']

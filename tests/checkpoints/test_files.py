@@ -263,6 +263,31 @@ def test_a_folder_with_several_files_is_read_whole(tmp_path):
     assert_same(read_checkpoint(tmp_path).state, state)
 
 
+@pytest.mark.parametrize('differs', [True, False])
+def test_names_that_become_one_must_hold_the_same(tmp_path, differs):
+    name = 'transformer.level_embed'
+    both = {**STATE, f'module.{name}': STATE[name] + differs}
+    state = export(ours('base').state_dict(), 'hf')
+    one = 'model.encoder.layers.0.fc1.bias'
+    synonym = one.replace('fc1', 'mlp.fc1')
+    renamed = unwrap({**state, synonym: state[one] + differs})
+    for file in ('a.bin', 'b.bin'):
+        torch.save({**state, one: state[one] + (differs and file == 'b.bin')}, tmp_path / file)
+    index = {'weight_map': {one: 'a.bin', 'x': 'b.bin'}}
+    (tmp_path / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+    if differs:
+        with pytest.raises(ValueError, match=f'{name} and module.{name} are two names'):
+            unwrap(both)
+        with pytest.raises(ValueError, match=f'{one} and {synonym} are two names'):
+            to_ours(renamed)
+        with pytest.raises(ValueError, match=f'{one} is in b.bin and in another file'):
+            read_checkpoint(tmp_path)
+    else:
+        assert_same(unwrap(both).state, STATE)
+        assert to_ours(renamed).problems == []
+        assert_same(read_checkpoint(tmp_path).state, state)
+
+
 def test_safetensors_hold_the_same_bits(tmp_path):
     pytest.importorskip('safetensors', reason='safetensors is not installed')
     model = ours('refine')
