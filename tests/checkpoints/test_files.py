@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from ddetr_plugin.checkpoints import (
     unwrap,
     write_checkpoint,
 )
+from ddetr_plugin.checkpoints.files import check_destination
 
 STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
 
@@ -286,6 +288,46 @@ def test_names_that_become_one_must_hold_the_same(tmp_path, differs):
         assert_same(unwrap(both).state, STATE)
         assert to_ours(renamed).problems == []
         assert_same(read_checkpoint(tmp_path).state, state)
+
+
+@pytest.mark.parametrize('name', ['x.pth', 'x.safetensors'])
+def test_a_disk_that_is_full_leaves_the_older_file_alone(tmp_path, name):
+    if name == 'x.safetensors':
+        pytest.importorskip('safetensors', reason='safetensors is not installed')
+    resource = pytest.importorskip('resource', reason='needs limits of files as Unix has them')
+    file = tmp_path / name
+    write_checkpoint(file, STATE, 'hf', {})
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f'{name} cannot be written'):
+            write_checkpoint(file, {'x': torch.ones(10_000)}, 'hf', {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_bytes() == before
+
+
+def test_a_place_where_nothing_can_be_written_is_named_at_once(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(OSError, match=r'x\.pth cannot be written'):
+        check_destination(tmp_path / 'file' / 'x.pth', 'official')
+    for device in filter(os.path.exists, ('/dev/null', '/dev/full')):
+        with pytest.raises(ValueError, match='no regular file'):
+            check_destination(device, 'official')
+    if os.path.exists('/proc/self'):
+        with pytest.raises(OSError, match=r'x\.pth cannot be written'):
+            check_destination('/proc/x.pth', 'official')
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'x.pth').symlink_to(tmp_path / 'deep' / 'y.pth')
+    write_checkpoint(tmp_path / 'x.pth', STATE, 'official', {})
+    assert (tmp_path / 'x.pth').is_symlink()
+    assert_same(read_checkpoint(tmp_path / 'deep' / 'y.pth').state, STATE)
 
 
 def test_safetensors_hold_the_same_bits(tmp_path):
