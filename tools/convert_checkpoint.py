@@ -10,6 +10,7 @@ unless --classes says otherwise (keep: leave them). Converting back to official 
 """
 
 import argparse
+import math
 import sys
 
 import ddetr_plugin  # noqa: F401  before mmdet
@@ -211,6 +212,11 @@ def verification(model, source, converted):
             'numbers are compared in tests'
         )
     logits, boxes = difference
+    if not math.isfinite(logits + boxes):
+        return (
+            f'verified: no; it failed, the largest differences are not finite: logits {logits}, '
+            f'boxes {boxes}'
+        )
     return (
         f'verified: largest differences on random pictures: logits {logits:.1e}, boxes {boxes:.1e}'
     )

@@ -72,6 +72,14 @@ def dilation_mismatch(source: Source, dialect: str, backbone: nn.Module) -> list
     ]
 
 
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    names = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not names:
+        return []
+    some = ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
+    return [f'warning: {len(names)} tensors hold numbers that are not finite: {some}']
+
+
 def describe(conversion: Conversion, source: Source) -> list[str]:
     """Lines: origin, variant, tensors, shapes, checksum, and all that is not a renaming."""
     layout, state = conversion.layout, conversion.state
@@ -94,6 +102,7 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
     lines += _parts(state)
     lines += [f'note: {note}' for note in conversion.notes]
     lines += [f'warning: {warning}' for warning in conversion.warnings]
+    lines += _not_finite(state)
     if source.left:
         lines.append(f'not converted: {", ".join(source.left)}')
     lines += [f'ignored: {problem}' for problem in conversion.problems]

@@ -128,6 +128,19 @@ def test_verify_compares_with_mmdets_own_model(run, tmp_path):
     assert boxes < 1e-6
 
 
+def test_weights_that_are_not_finite_are_counted_and_do_not_pass_as_verified(run, tmp_path):
+    state = export(build(bridge_config('base', 5)).state_dict(), 'mmdet')
+    state['encoder.layers.0.norms.0.bias'][3] = float('nan')
+    torch.save({'state_dict': state}, tmp_path / 'mmdet.pth')
+    config = write_config(tmp_path / 'config.py', 'base', 5)
+    report = run(
+        tmp_path / 'mmdet.pth', tmp_path / 'ours.pth', '--config', config, '--verify', '--classes',
+        'keep',
+    )  # fmt: skip
+    assert 'warning: 1 tensors hold numbers that are not finite: encoder.layers.0.norms' in report
+    assert 'verified: no; it failed' in report
+
+
 def test_verify_compares_with_transformers_own_model(run, tmp_path):
     pytest.importorskip('transformers', reason='transformers is not installed')
     model = build(bridge_config('refine', 91))
