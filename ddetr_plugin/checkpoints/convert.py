@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.files import Source
-from ddetr_plugin.checkpoints.fit import explain, misfits, misfits_alone, require_dimensions
+from ddetr_plugin.checkpoints.fit import (
+    explain,
+    misfits,
+    misfits_alone,
+    require_dimensions,
+    require_plain_numbers,
+)
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
 from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import map_classes
@@ -72,8 +78,8 @@ def to_ours(
         allow_missing: report what is left over or missing instead of raising.
 
     Raises:
-        ValueError: the dialect is unknown; keys are left over or missing, or shapes do not fit;
-            classes cannot be mapped.
+        ValueError: the dialect is unknown; a tensor is of no usable kind; keys are left over or
+            missing, or shapes do not fit; classes cannot be mapped.
     """
     if dialect == 'auto':
         dialect = detect_dialect(source.state)
@@ -83,6 +89,7 @@ def to_ours(
                 f'{", ".join((OURS, *DIALECTS))}; the names begin with '
                 f'{", ".join(list(source.state)[:5])}. Name the origin with --from if it is one'
             )
+    require_plain_numbers(source.state)
     state = with_common_names(source.state, dialect)
     layout = detect_layout(state, dialect)
     wanted = detect_layout(target, OURS) if target is not None else None

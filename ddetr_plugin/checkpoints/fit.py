@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.detect import OURS
@@ -10,9 +11,19 @@ from ddetr_plugin.checkpoints.names import Layout
 from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, is_neck_bias
 from ddetr_plugin.checkpoints.resnets import resnet_depth, resnet_names
 
-__all__ = ['backbone_depth', 'explain', 'misfits', 'misfits_alone', 'require_dimensions']
+__all__ = [
+    'backbone_depth',
+    'explain',
+    'misfits',
+    'misfits_alone',
+    'require_dimensions',
+    'require_plain_numbers',
+]
 
 _BACKBONE = 'backbone.'
+# Of a module; other backbones also have tables of integers.
+_PARAMETER = re.compile(r'(weight|bias|running_mean|running_var|level_embeds?)$')
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NORM = re.compile(r'\.gn\.|\.norms\.|_norm\.')
 
 
@@ -74,6 +85,40 @@ def require_dimensions(ours: Mapping[str, Tensor], layout: Layout) -> None:
     if damaged:
         lines = '\n  '.join(damaged)
         raise ValueError(f'the file is damaged, get it again:\n  {lines}')
+
+
+def require_plain_numbers(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that a model cannot take as they are.
+
+    Args:
+        state: by the names of any dialect.
+
+    Raises:
+        ValueError: some are sparse, quantised, complex or without data, or are parameters of
+            another type than floats of 16, 32 or 64 bits; all of them are listed.
+    """
+    unusable = []
+    for name, tensor in state.items():
+        kind = ''
+        if tensor.is_meta:
+            kind = 'without data'
+        elif tensor.layout != torch.strided:
+            kind = 'sparse'
+        elif (
+            tensor.is_quantized
+            or tensor.is_complex()
+            or tensor.dtype not in _FLOATS
+            and _PARAMETER.search(str(name))
+        ):
+            kind = str(tensor.dtype)
+        if kind:
+            unusable.append(f'{name} is {kind}')
+    if unusable:
+        lines = '\n  '.join(unusable)
+        raise ValueError(
+            'expected dense floats of 16, 32 or 64 bits; save the weights so where they come from:'
+            f'\n  {lines}'
+        )
 
 
 def misfits(

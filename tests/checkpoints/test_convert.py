@@ -455,6 +455,27 @@ def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
     )
 
 
+@pytest.mark.parametrize(
+    ('change', 'kind'),
+    [
+        (lambda tensor: tensor.int(), r'torch\.int32'),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), r'torch\.float8'),
+        (lambda tensor: tensor.to(torch.complex64), r'torch\.complex64'),
+        (lambda tensor: tensor.to_sparse(), 'sparse'),
+        (lambda tensor: tensor.to('meta'), 'without data'),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), r'torch\.qint8'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:.*quantiz:')
+def test_tensors_that_are_no_plain_floats_are_listed(change, kind):
+    _, state = released('base', 'official', 5)
+    names = ('transformer.level_embed', 'transformer.encoder.layers.0.linear1.weight')
+    for name in names:
+        state[name] = change(state[name])
+    with pytest.raises(ValueError, match=f'{names[0]} is {kind}.*(\n.*)*{names[1]} is {kind}'):
+        to_ours(source(state))
+
+
 @pytest.mark.parametrize('shape', [(), (7,), (1, 2, 3)])
 def test_projections_of_transformers_that_cannot_be_joined_are_named(shape):
     _, state = released('base', 'hf', 5)
