@@ -56,7 +56,8 @@ class ForeignCheckpointHook(Hook):
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
     start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
     not say which classes they know, the rows stay where they are. It warns where the file is of a
-    dilated backbone and the model is not, or the other way round. Resuming changes nothing.
+    dilated backbone and the model is not, or the other way round. Resuming changes nothing, and
+    only our own checkpoints can be resumed from.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -73,16 +74,19 @@ class ForeignCheckpointHook(Hook):
         """Rewrite the weights in `checkpoint` before the model loads them.
 
         Raises:
-            ValueError: weights of another implementation do not fit the model.
+            ValueError: weights of another implementation do not fit the model, or are to be
+                resumed from.
         """
-        if runner._resume:
-            return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        target = full_state_dict(runner.model)
         source = unwrap(checkpoint)
         dialect = detect_dialect(source.state)
-        if dialect is None or detect_dialect(target) != OURS:
+        if dialect is None or (runner._resume and dialect == OURS):
             return
+        target = full_state_dict(runner.model)
+        if detect_dialect(target) != OURS:
+            return
+        if runner._resume:
+            raise ValueError(f'cannot resume from {dialect} weights; use load_from without resume')
         converted = to_ours(
             source,
             target=target,

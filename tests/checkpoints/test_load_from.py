@@ -234,6 +234,15 @@ def test_a_foreign_file_that_does_not_fit_stops_the_run(tiny_job, tmp_path):
     assert torch.equal(level_embed, state['transformer.level_embed'])
 
 
+@pytest.mark.parametrize('dialect', DIALECTS)
+def test_foreign_weights_cannot_be_resumed_from(tiny_job, tmp_path, dialect):
+    path = tiny_job()
+    state = export(noisy(Config.fromfile(path).model).state_dict(), dialect)
+    torch.save(released(state, dialect), tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=f'cannot resume from {dialect} weights; use load_from'):
+        loaded(path, load_from=str(tmp_path / 'x.pth'), resume=True)
+
+
 @pytest.mark.parametrize('said', [False, None])
 def test_load_from_asks_the_folder_whether_its_model_refines(tiny_job, tmp_path, said):
     path = tiny_job()
