@@ -131,6 +131,10 @@ def convert(args):
     lines = bridge.describe(converted, source)
     if built is not None:
         lines += bridge.dilation_mismatch(source, converted.dialect, built.backbone)
+        others = bridge.settings_mismatch(source, converted.dialect, built)
+        if others and args.verify:
+            raise ValueError(f'nothing to verify with this config; {others[0]}')
+        lines += others
     if args.verify:
         lines.append(verification(model, source, converted))
     return lines + write(args, source, converted)

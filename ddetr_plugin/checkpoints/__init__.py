@@ -8,7 +8,7 @@ from ddetr_plugin.checkpoints.libraries import with_rows
 from ddetr_plugin.checkpoints.loading import allow_official_checkpoints
 from ddetr_plugin.checkpoints.names import DIALECTS, Layout
 from ddetr_plugin.checkpoints.rename import export, import_state
-from ddetr_plugin.checkpoints.report import describe, dilation_mismatch
+from ddetr_plugin.checkpoints.report import describe, dilation_mismatch, settings_mismatch
 
 __all__ = [
     'DIALECTS',
@@ -27,6 +27,7 @@ __all__ = [
     'import_state',
     'install_checkpoint_loader',
     'read_checkpoint',
+    'settings_mismatch',
     'to_ours',
     'unwrap',
     'with_rows',

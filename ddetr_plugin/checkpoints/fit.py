@@ -104,13 +104,9 @@ def require_plain_numbers(state: Mapping[str, Tensor]) -> None:
             kind = 'without data'
         elif tensor.layout != torch.strided:
             kind = 'sparse'
-        elif (
-            tensor.is_quantized
-            or tensor.is_complex()
-            or tensor.dtype not in _FLOATS
-            and _PARAMETER.search(str(name))
-        ):
-            kind = str(tensor.dtype)
+        elif tensor.dtype not in _FLOATS:
+            strange = tensor.is_quantized or tensor.is_complex() or _PARAMETER.search(str(name))
+            kind = str(tensor.dtype) if strange else ''
         if kind:
             unusable.append(f'{name} is {kind}')
     if unusable:

@@ -9,8 +9,9 @@ from ddetr_plugin.checkpoints.convert import Conversion, checksum
 from ddetr_plugin.checkpoints.detect import OURS
 from ddetr_plugin.checkpoints.files import Source
 from ddetr_plugin.checkpoints.fit import backbone_depth
+from ddetr_plugin.checkpoints.settings import setting_mismatches
 
-__all__ = ['describe', 'dilation_mismatch']
+__all__ = ['describe', 'dilation_mismatch', 'settings_mismatch']
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
@@ -69,6 +70,23 @@ def dilation_mismatch(source: Source, dialect: str, backbone: nn.Module) -> list
     return [
         f'warning: {dialect} and the config dilate the first block of a stage differently (D4); '
         f'build the backbone with type={kind}'
+    ]
+
+
+def settings_mismatch(source: Source, dialect: str, model: nn.Module) -> list[str]:
+    """A line if the file is of a model with other heads, points or the like, than ours.
+
+    Args:
+        source: the file, which need not say it.
+        dialect: what wrote it.
+        model: ours.
+    """
+    others = setting_mismatches(source.meta, dialect, model)
+    if not others:
+        return []
+    return [
+        f'warning: the file is of a model with {"; ".join(others)} as in the config; the weights '
+        'fit, but detections will be wrong'
     ]
 
 

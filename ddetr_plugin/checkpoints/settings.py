@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ['file_settings', 'our_settings', 'transformers_settings']
+__all__ = ['file_settings', 'our_settings', 'setting_mismatches', 'transformers_settings']
 
 _TRANSFORMERS = {
     'with_box_refine': 'with_box_refine',
@@ -56,6 +56,24 @@ def our_settings(model: nn.Module) -> dict[str, int]:
     found = {key: _attribute(model, path) for key, path in _OURS.items()}
     found['two_stage'] = _attribute(model, 'query_head.pos_trans_fc') is not None
     return {key: value for key, value in found.items() if isinstance(value, int)}
+
+
+def setting_mismatches(meta: Mapping, dialect: str, model: nn.Module) -> list[str]:
+    """What a file says otherwise than a model of ours is, a phrase each: 'encoder heads 2, not 4'.
+
+    Heads and points show in no shape: 2 x 4 weights load into 4 x 2, which computes other numbers.
+
+    Args:
+        meta: of a `Source`.
+        dialect: what wrote it.
+        model: ours.
+    """
+    ours = our_settings(model)
+    return [
+        f'{key} {said}, not {ours[key]}'
+        for key, said in file_settings(meta, dialect).items()
+        if key in ours and said != ours[key]
+    ]
 
 
 def _attribute(holder: Any, path: str) -> Any:

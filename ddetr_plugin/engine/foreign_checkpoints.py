@@ -12,6 +12,7 @@ from ddetr_plugin.checkpoints import (
     describe,
     detect_dialect,
     dilation_mismatch,
+    settings_mismatch,
     to_ours,
     unwrap,
 )
@@ -56,7 +57,8 @@ class ForeignCheckpointHook(Hook):
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
     start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
     not say which classes they know, the rows stay where they are. It warns where the file is of a
-    dilated backbone and the model is not, or the other way round. Resuming changes nothing, and
+    dilated backbone and the model is not, or the other way round, or where
+    it says that its attention has other heads or points. Resuming changes nothing, and
     only our own checkpoints can be resumed from.
 
     Args:
@@ -93,7 +95,8 @@ class ForeignCheckpointHook(Hook):
             target_classes=dataset_classes(runner.cfg),
             allow_missing=self.allow_missing or dialect == OURS,
         )
-        for line in dilation_mismatch(source, dialect, model.backbone):
+        lines = dilation_mismatch(source, dialect, model.backbone)
+        for line in lines + settings_mismatch(source, dialect, model):
             print_log(line, logger='current', level=logging.WARNING)
         if dialect == OURS and converted.rows is None:
             return
@@ -103,8 +106,8 @@ class ForeignCheckpointHook(Hook):
             for name, tensor in converted.state.items()
             if shapes.get(name, tensor.shape) == tensor.shape
         }
-        lines = '\n  '.join(describe(converted, source))
+        report = '\n  '.join(describe(converted, source))
         # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
         lost = converted.rows is not None and not any(row is not None for row in converted.rows)
         level = logging.WARNING if lost or converted.warnings else logging.INFO
-        print_log(f'Converted the checkpoint:\n  {lines}', logger='current', level=level)
+        print_log(f'Converted the checkpoint:\n  {report}', logger='current', level=level)

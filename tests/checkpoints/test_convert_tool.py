@@ -1,6 +1,7 @@
 """tools/convert_checkpoint.py from the command line's point of view."""
 
 import argparse
+import json
 import os
 import sys
 
@@ -126,6 +127,31 @@ def test_verify_compares_with_mmdets_own_model(run, tmp_path):
     logits, boxes = (float(word.rstrip(',')) for word in line.split() if 'e-' in word)
     assert logits < 1e-5
     assert boxes < 1e-6
+
+
+@pytest.mark.parametrize('dialect', ['hf', 'mmdet'])
+def test_a_file_of_other_heads_and_points_is_named_and_not_verified(
+    run, failure, tmp_path, dialect
+):
+    """2 heads x 4 points have the shapes of 4 x 2."""
+    state = export(build(bridge_config('base', 5)).state_dict(), dialect)
+    file = tmp_path / 'pytorch_model.bin'
+    if dialect == 'hf':
+        torch.save(state, file)
+        settings = dict(encoder_attention_heads=2, encoder_n_points=4, decoder_n_points=2)
+        words = json.dumps(dict(model_type='deformable_detr', num_feature_levels=4, **settings))
+        (tmp_path / 'config.json').write_text(words)
+    else:
+        cfg = """model = dict(
+            type='DeformableDETR', num_feature_levels=4,
+            encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_heads=2, embed_dims=64))))"""
+        torch.save({'state_dict': state, 'meta': {'cfg': cfg}}, file)
+    config = write_config(tmp_path / 'config.py', 'base', 5)
+    arguments = (file, tmp_path / 'ours.pth', '--config', config, '--classes', 'keep')
+    assert 'encoder heads 2, not 4; encoder points 4, not 2 as in' in run(*arguments)
+    (tmp_path / 'ours.pth').unlink()
+    assert 'encoder heads 2, not 4' in failure(*arguments, '--verify')
+    assert not (tmp_path / 'ours.pth').exists()
 
 
 def test_weights_that_are_not_finite_are_counted_and_do_not_pass_as_verified(run, tmp_path):
