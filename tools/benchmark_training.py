@@ -425,7 +425,7 @@ def draw_scaling(rows, path):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(4 * len(SWEEPS), 3.5))
+    figure, (axes,) = plt.subplots(1, len(SWEEPS), figsize=(4 * len(SWEEPS), 3.5), squeeze=False)
     for axis, quantity in zip(axes, SWEEPS):
         part = [row for row in rows if row['quantity'] == quantity]
         x = [row['value'] for row in part]
