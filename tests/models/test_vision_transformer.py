@@ -180,7 +180,9 @@ def test_it_starts_with_small_matrices_and_zero_biases():
     initialise(model)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            assert parameter.std().item() == pytest.approx(0.0176, rel=0.15), name  # of a cut normal
+            assert parameter.std().item() == pytest.approx(0.0176, rel=0.15), (
+                name
+            )  # of a cut normal
         else:
             assert torch.equal(parameter, torch.full_like(parameter, name.endswith('weight')))
 
