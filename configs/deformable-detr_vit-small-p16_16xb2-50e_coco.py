@@ -4,7 +4,7 @@ _base_ = './deformable-detr_r50_16xb2-50e_coco.py'
 
 vit_channels = 384
 vit_layers = 12
-# ViTDet's rates (arXiv:2203.16527, A.2): 1e-4 in the last block, 0.7 of that in the one before.
+# After ViTDet (arXiv:2203.16527): 1e-4 at the top, 0.7 times as much with every block below.
 top_mult = 0.5
 decay = 0.7
 bottom_mult = top_mult * decay**vit_layers
