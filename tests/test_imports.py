@@ -20,6 +20,7 @@ ORDER = (
     'assigner',
     'linear',
     'attention',
+    'same_level_attention',
     'feed_forward',
     'encoder',
     'decoder',

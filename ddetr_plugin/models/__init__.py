@@ -26,6 +26,7 @@ from ddetr_plugin.models.query_head import (
     LearnedQueryHead,
     TwoStageHead,
 )
+from ddetr_plugin.models.same_level_attention import SameLevelDeformAttn
 
 __all__ = [
     'ContentTwoStageHead',
@@ -49,6 +50,7 @@ __all__ = [
     'LearnedQueryHead',
     'MSDeformAttn',
     'MultiheadSelfAttention',
+    'SameLevelDeformAttn',
     'SetCriterion',
     'SinePositionalEncoding',
     'Targets',
