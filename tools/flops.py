@@ -16,7 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ddetr_plugin.ops import native_load_error
 
-__all__ = ['average_multiply_adds', 'count_multiply_adds', 'count_parameters', 'picture_sizes']
+__all__ = [
+    'average_multiply_adds',
+    'count_multiply_adds',
+    'count_parameters',
+    'model_multiply_adds',
+    'picture_sizes',
+]
 
 # Bilinear interpolation of four neighbours and the weighted sum, per sampled channel: the
 # 5 N_q K C of arXiv:2010.04159, A.1.
@@ -123,12 +129,16 @@ def model_multiply_adds(model, height, width):
 
 
 def blank_sample(height, width):
-    """mmdet's DetDataSample of an unpadded picture, without ground truth."""
+    """mmdet's DetDataSample of an unpadded picture without objects."""
     from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
 
     shape = (height, width)
     metainfo = dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape)
-    return DetDataSample(metainfo=dict(metainfo, scale_factor=(1.0, 1.0)))
+    sample = DetDataSample(metainfo=dict(metainfo, scale_factor=(1.0, 1.0)))
+    # Sparse R-CNN asks for it in every mode.
+    sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+    return sample
 
 
 def average_multiply_adds(model, sizes):
