@@ -80,7 +80,8 @@ def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) ->
                 )
         content.update(part)
     source = unwrap(content, ema)
-    if not source.state:
+    # Tensors on no device have names and shapes only.
+    if all(tensor.is_meta for tensor in source.state.values()):
         raise ValueError(
             f'{path} holds no weights; expected tensors by name, or one of {", ".join(WEIGHTS)}; '
             f'found {", ".join(map(str, list(content)[:8])) or "nothing"}'

@@ -94,13 +94,15 @@ def require_plain_numbers(state: Mapping[str, Tensor]) -> None:
         state: by the names of any dialect.
 
     Raises:
-        ValueError: some are sparse, quantised, complex or without data, or are parameters of
-            another type than floats of 16, 32 or 64 bits; all of them are listed.
+        ValueError: some are sparse, quantised, complex or, unlike others, without data, or are
+            parameters of another type than floats of 16, 32 or 64 bits; all of them are listed.
     """
+    # Where no tensor has data, names and shapes are all that is asked for.
+    shapes_alone = all(tensor.is_meta for tensor in state.values())
     unusable = []
     for name, tensor in state.items():
         kind = ''
-        if tensor.is_meta:
+        if tensor.is_meta and not shapes_alone:
             kind = 'without data'
         elif tensor.layout != torch.strided:
             kind = 'sparse'

@@ -151,8 +151,10 @@ def test_missing_and_empty_files_say_what_was_expected(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(ValueError, match='holds a list, expected a dict'):
         read_checkpoint(saved(tmp_path / 'x.pth', [torch.ones(1)]))
-    with pytest.raises(ValueError, match='holds no weights.*found epoch'):
-        read_checkpoint(saved(tmp_path / 'x.pth', {'epoch': 3}))
+    empty = {name: tensor.to('meta') for name, tensor in STATE.items()}
+    for content, found in (({'epoch': 3}, 'epoch'), ({'model': empty}, 'model')):
+        with pytest.raises(ValueError, match=f'holds no weights.*found {found}'):
+            read_checkpoint(saved(tmp_path / 'x.pth', content))
 
 
 def test_a_folder_of_transformers_is_read_with_its_class_names(tmp_path):
