@@ -210,6 +210,7 @@ def make_optimiser(model, fused):
     config = Config.fromfile(SCHEDULE).optim_wrapper
     if not fused:  # as mmdet's config has it
         config.optimizer.pop('fused', None)
+        config.pop('constructor', None)
     logging.disable(logging.WARNING)
     wrapper = build_optim_wrapper(model, config)
     logging.disable(logging.NOTSET)

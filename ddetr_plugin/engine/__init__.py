@@ -2,6 +2,7 @@
 
 from ddetr_plugin.engine.autocast import AutocastOptimWrapper
 from ddetr_plugin.engine.foreign_checkpoints import ForeignCheckpointHook
+from ddetr_plugin.engine.parameter_groups import MergedGroupsConstructor
 from ddetr_plugin.engine.random_state import RandomStateHook
 from ddetr_plugin.engine.sharding import ShardingRunner, ShardingStrategy
 from ddetr_plugin.engine.train_clock import TrainClockHook
@@ -9,6 +10,7 @@ from ddetr_plugin.engine.train_clock import TrainClockHook
 __all__ = [
     'AutocastOptimWrapper',
     'ForeignCheckpointHook',
+    'MergedGroupsConstructor',
     'RandomStateHook',
     'ShardingRunner',
     'ShardingStrategy',
