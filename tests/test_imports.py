@@ -21,6 +21,7 @@ ORDER = (
     'assigner',
     'linear',
     'attention',
+    'same_level_attention',
     'feed_forward',
     'encoder',
     'decoder',

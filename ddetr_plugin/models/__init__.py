@@ -28,6 +28,7 @@ from ddetr_plugin.models.query_head import (
     LearnedQueryHead,
     TwoStageHead,
 )
+from ddetr_plugin.models.same_level_attention import SameLevelDeformAttn
 from ddetr_plugin.models.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     'MaskHead',
     'MultiheadSelfAttention',
     'PanopticMaskHead',
+    'SameLevelDeformAttn',
     'SetCriterion',
     'SimpleFeaturePyramid',
     'SinePositionalEncoding',

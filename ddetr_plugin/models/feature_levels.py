@@ -99,6 +99,23 @@ class FeatureLevels(NamedTuple):
         """L ints, H_l * W_l; their sum is S."""
         return tuple(h * w for h, w in self.sizes)
 
+    def split(self) -> tuple['FeatureLevels', ...]:
+        """L records, each of one level by itself."""
+        masks = [None] * len(self.sizes)
+        if self.padding_mask is not None:
+            masks = self.padding_mask.split(self.tokens_per_level, dim=1)
+        return tuple(
+            FeatureLevels(
+                sizes=(size,),
+                spatial_shapes=self.spatial_shapes[i : i + 1],
+                level_start_index=self.level_start_index[:1],
+                valid_sizes=self.valid_sizes[:, i : i + 1],
+                valid_ratios=self.valid_ratios[:, i : i + 1],
+                padding_mask=mask,
+            )
+            for i, (size, mask) in enumerate(zip(self.sizes, masks))
+        )
+
     def level_masks(self) -> tuple[Tensor | None, ...]:
         """L masks (B, H_l, W_l) bool, True on padding; or L times None."""
         if self.padding_mask is None:
