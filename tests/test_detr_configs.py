@@ -136,7 +136,12 @@ def test_every_parameter_learns_with_and_without_ground_truth(name, counts):
 @pytest.mark.parametrize('name', [DETR, PLUS])
 def test_a_row_trains_resumes_with_the_same_bits_and_predicts(name, tiny_job, tmp_path, capsys):
     model = small(name).model.to_dict()
-    path = tiny_job(model=dict(_delete_=True, **model), train_cfg=dict(max_epochs=2, val_begin=3))
+    path = tiny_job(
+        model=dict(_delete_=True, **model),
+        train_cfg=dict(max_epochs=2, val_begin=3),
+        train_dataloader=dict(dataset=dict(indices=4)),
+        test_dataloader=dict(dataset=dict(indices=2)),
+    )
     train, test = tool('train'), tool('test')
     through, stopped = tmp_path / 'through', tmp_path / 'stopped'
     train.main([str(path), '--work-dir', str(through)])

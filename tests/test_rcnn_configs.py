@@ -94,7 +94,11 @@ def test_only_giou_trains_the_boxes_of_faster_rcnn():
 
 
 @needs_mmcv_lite
-@pytest.mark.parametrize('name', ['train', 'test', 'predict'])
+@pytest.mark.parametrize(
+    ('job', 'name'),
+    [(FASTER, 'train'), (FASTER, 'test'), (FASTER, 'predict'), (SPARSE, 'train')],
+    indirect=['job'],
+)
 def test_without_operators_every_tool_says_which_are_missing_and_what_to_install(
     name, job, tmp_path, capsys, monkeypatch
 ):
