@@ -1,13 +1,16 @@
 """tools/train.py and tools/test.py from the command line's point of view."""
 
 import importlib.util
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from mask_cases import mask_head_config
 from mmengine.config import Config
 from mmengine.runner import Runner
+from pycocotools import mask as mask_utils
 
 from ddetr_plugin.engine import launch
 
@@ -55,6 +58,39 @@ def test_train_test_and_draw_from_the_command_line(train, test, one_epoch, tmp_p
     predictions = pickle.loads(results.read_bytes())
     assert [p['img_id'] for p in predictions] == list(range(1, 9))
     assert predictions[0]['pred_instances']['bboxes'].shape[1] == 4
+    assert len(list(work_dir.glob('*/drawn/*.png'))) == 8
+
+
+def test_masks_are_trained_and_evaluated_from_the_command_line(
+    train, test, tiny_job, tiny_coco, tmp_path
+):
+    content = json.loads(tiny_coco.annotations.read_text())
+    for box in content['annotations']:
+        x, y, w, h = box['bbox']
+        box['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    file = tmp_path / 'polygons.json'
+    file.write_text(json.dumps(content))
+    evaluator = dict(type='CocoMetric', ann_file=str(file), metric=['bbox', 'segm'])
+    job = tiny_job(
+        **{
+            'model.backbone.out_indices': (0, 1, 2, 3),
+            'model.mask_head': mask_head_config(embed_dims=16, in_channels=[8, 16, 32]),
+            'train_dataloader.dataset.ann_file': str(file),
+            'train_dataloader.dataset.pipeline.1.with_mask': True,
+            'val_evaluator': evaluator,
+            'test_evaluator': evaluator,
+            'train_cfg.max_epochs': 1,
+        }
+    )
+    work_dir = tmp_path / 'out'
+    train.main([str(job), '--work-dir', str(work_dir)])
+    results = tmp_path / 'results.pkl'
+    common = [str(job), str(work_dir / 'epoch_1.pth'), '--work-dir', str(work_dir)]
+    test.main([*common, '--out', str(results), '--show-dir', 'drawn'])
+    (scores,) = list(work_dir.glob('*/*.json'))[-1:]
+    assert 'coco/segm_mAP' in scores.read_text()
+    masks = pickle.loads(results.read_bytes())[0]['pred_instances']['masks']
+    assert mask_utils.decode(masks).shape[:2] == (48, 64)
     assert len(list(work_dir.glob('*/drawn/*.png'))) == 8
 
 
