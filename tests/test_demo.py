@@ -106,6 +106,8 @@ from mmengine.registry import HOOKS
 class InterruptAt(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == int(os.environ.get('INTERRUPT_AT', -1)):
+            # Whoever runs the tests in the background has switched it off.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
 """
 

@@ -239,6 +239,9 @@ def build_runner(config, local_rank=0):
         keep_freed_memory()
     if config.launcher != 'none' and not torch.cuda.is_available():
         _join_gloo_processes(config)
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if 'runner_type' in config:
+        # It builds the model when the training starts; an operator that is missing raises then.
+        return RUNNERS.build(config)
+    runner = Runner.from_cfg(config)
     require_mmcv_operators(runner.model)
     return runner

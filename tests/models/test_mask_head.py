@@ -13,7 +13,7 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from transfers import count_transfers
 
 from ddetr_plugin.checkpoints import export
-from ddetr_plugin.models.criterion import Matches
+from ddetr_plugin.models.criterion import Matches, Targets
 from ddetr_plugin.registry import MODELS
 
 HEAD_LOSSES = ('loss_mask', 'loss_dice')
@@ -147,7 +147,7 @@ def test_matches_are_those_of_the_last_layer():
     model = build(masks_config('refine'))
     inputs, samples = masked_batch()
     logits, boxes, *_ = model.forward_batch(inputs, samples)
-    targets = model._targets(samples)
+    targets = Targets.from_samples(samples)
     _, matches = model.criterion.losses_and_matches(logits, boxes, targets)
     assigner = model.criterion.assigner
     start = 0
