@@ -129,10 +129,7 @@ def to_ours(
         require_dimensions(ours, layout)
     problems = [f'left over: {name}' for name in left]
     if target is None:
-        detector = {k: v for k, v in ours.items() if not k.startswith(_MASK_HEAD)}
-        if len(detector) < len(ours):
-            notes.append('the mask head is taken as it is; --config compares it with a model')
-        problems += misfits_alone(detector, dialect, layout, notes)
+        problems += misfits_alone(ours, dialect, layout, notes)
         if problems and not allow_missing:
             raise ValueError(explain(problems, dialect, layout, alone=True))
 
