@@ -96,8 +96,12 @@ def test_it_trains_a_step_and_predicts(config, model):
 
 def test_lower_blocks_learn_slower_and_positions_do_not_decay(config, model):
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    groups = {id(g['params'][0]): (g['lr'], g['weight_decay']) for g in wrapper.param_groups}
-    found = {name: groups[id(p)] for name, p in model.named_parameters()}
+    groups = {
+        id(parameter): (group['lr'], group['weight_decay'])
+        for group in wrapper.param_groups
+        for parameter in group['params']
+    }
+    found = {name: groups[id(parameter)] for name, parameter in model.named_parameters()}
     for name, (rate, decay) in found.items():
         if name.startswith('backbone.blocks.'):
             wanted = 1e-4 * 0.7 ** (11 - int(name.split('.')[2]))
