@@ -66,8 +66,11 @@ setup: $(STAMPS)/package ## make .venv, install what is pinned, build the op
 demo: setup ## train, evaluate and draw; DATA=path takes your own COCO-format folder
 	$(PY) tools/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# Two processes of one thread each: most of the time goes into what has one thread. ARGS='-n 0' is one
+# process.
 test: setup $(STAMPS)/test-requirements ## run the tests
-	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) $(PY) -m pytest -q --tb=short $(ARGS)
+	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) OMP_NUM_THREADS=1 \
+		$(PY) -m pytest -q --tb=short -n 2 --dist worksteal $(ARGS)
 
 # Only for the GPUs that are there, which takes a fraction of the time. --force: setuptools would not
 # notice that a library was built for others.
