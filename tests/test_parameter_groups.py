@@ -59,3 +59,13 @@ def test_without_different_settings_there_is_one_group():
     del config['paramwise_cfg']
     wrapper = build_optim_wrapper(build(tiny_config()), config)
     assert len(wrapper.optimizer.param_groups) == 1
+
+
+def test_settings_may_be_lists_as_configs_write_them():
+    config = Config.fromfile(SCHEDULE).optim_wrapper
+    config.paramwise_cfg.custom_keys['bbox_head'] = dict(betas=[0.9, 0.95])
+    model = build(tiny_config())
+    wrapper = build_optim_wrapper(model, config)
+    betas = {name: group['betas'] for name, group in settings(wrapper, model).items()}
+    assert all((list(b) == [0.9, 0.95]) == ('bbox_head' in name) for name, b in betas.items())
+    assert len(wrapper.optimizer.param_groups) <= 4

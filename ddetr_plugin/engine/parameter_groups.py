@@ -10,12 +10,17 @@ __all__ = ['MergedGroupsConstructor']
 
 def merge_groups(groups: list[dict]) -> list[dict]:
     """Optimiser groups with equal settings become one, where the first of them stood."""
-    merged = {}
+    merged = []
     for group in groups:
         settings = {name: value for name, value in group.items() if name != 'params'}
-        key = tuple(sorted(settings.items()))
-        merged.setdefault(key, dict(settings, params=[]))['params'] += group['params']
-    return list(merged.values())
+        # Compared, not hashed: a config's betas are a list.
+        for known, parameters in merged:
+            if known == settings:
+                parameters += group['params']
+                break
+        else:
+            merged.append((settings, list(group['params'])))
+    return [dict(settings, params=parameters) for settings, parameters in merged]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
