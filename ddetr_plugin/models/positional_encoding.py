@@ -45,6 +45,9 @@ class SinePositionalEncoding(MMDetSinePositionalEncoding):
         """
         if mask is not None:
             return super().forward(mask)
+        if type(input) is not Tensor:
+            # Stands for another one, as while a model is traced without data: so does the encoding.
+            return super().forward(None, input[:1])
         size = (tuple(input.shape[-2:]), input.device)
         encoding = self._kept.pop(size, None)
         if encoding is None:

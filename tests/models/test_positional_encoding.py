@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ddetr_plugin.models import SinePositionalEncoding
 from ddetr_plugin.models.positional_encoding import KEPT_SIZES
@@ -60,3 +61,16 @@ def test_what_was_kept_in_inference_mode_serves_a_training_step():
     weight = torch.ones(12, 1, 1, requires_grad=True)
     (x + encoding(None, x) + weight).square().sum().backward()
     assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('known', [False, True])
+def test_a_model_traced_without_data_neither_takes_nor_leaves_what_is_kept(known):
+    encoding = SinePositionalEncoding(**ARGUMENTS)
+    x = torch.zeros(1, 12, 4, 4)
+    expected = Theirs(**ARGUMENTS)(None, x)
+    if known:
+        encoding(None, x)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        assert isinstance(fake + encoding(None, fake), FakeTensor)
+    assert torch.equal(encoding(None, x), expected)
