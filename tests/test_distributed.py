@@ -171,6 +171,21 @@ def test_a_step_has_one_reduction_per_bucket_of_gradients_and_one_of_the_normali
             assert step['collectives'] == {'c10d::allreduce_': step['buckets'] + 1}
 
 
+def test_gradients_of_several_iterations_make_one_step(recorded_job, tmp_path):
+    """Which a static graph, as the configs have it, cannot do: its first iteration must reduce."""
+    config = recorded_job(
+        **SAME_ANYWHERE,
+        train_cfg=dict(max_epochs=2, val_begin=3),
+        optim_wrapper=dict(
+            optimizer=dict(_delete_=True, type='SGD', lr=1e-2), accumulative_counts=2
+        ),
+        model_wrapper_cfg=WRAPPER,
+    )
+    assert WRAPPER['static_graph']
+    seen, _ = train(config, tmp_path / 'run', 2, 2)
+    assert [len(steps) for steps in seen] == [4, 4]
+
+
 def test_a_sharded_training_resumes_with_the_bits_of_an_uninterrupted_one(recorded_job, tmp_path):
     """With validations, after which checkpoints of the best are written once more."""
     config = recorded_job(

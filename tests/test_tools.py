@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing.resource_sharer
 import pickle
 from pathlib import Path
 
@@ -214,6 +215,26 @@ def test_a_config_handed_to_a_runner_stays_as_it_was(tiny_job):
     before = config.pretty_text
     launch.build_runner(config)
     assert config.pretty_text == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='concerns machines without a GPU')
+def test_data_workers_hand_over_a_batch_without_a_connection_per_tensor(tiny_job, monkeypatch):
+    before = torch.multiprocessing.get_sharing_strategy()
+    connected = []
+    original = multiprocessing.resource_sharer.DupFd.detach
+    monkeypatch.setattr(
+        multiprocessing.resource_sharer.DupFd,
+        'detach',
+        lambda self: connected.append(self) or original(self),
+    )
+    torch.multiprocessing.set_sharing_strategy('file_descriptor')
+    try:
+        launch.build_runner(launch.load_config(tiny_job()))
+        loader = torch.utils.data.DataLoader([torch.ones(3)] * 4, batch_size=2, num_workers=1)
+        assert [batch.sum() for batch in loader] == [6, 6]
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
+    assert connected == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='concerns machines without a GPU')
