@@ -31,10 +31,14 @@ def run(monkeypatch, tmp_path):
 
 
 def test_a_training_is_reported_part_by_part(run, capsys):
-    report = run('--sizes', 'demo', '--batch', '1', '--rounds', '1', '--threads', '1')
+    report = run('--sizes', 'demo', '--batch', '1', '--rounds', '1', '--threads', '1', '--profile')
     assert {'device', 'threads', 'torch', 'python', 'commit'} <= report['environment'].keys()
     assert report['variant'] == 'two-stage'
     rows = {(row['part'], row['implementation']): row for row in report['results']}
+    shares = rows.pop(('profile', 'ours'))['shares']
+    assert {'matrix products and convolutions', 'our operator', 'dropout', 'optimiser'} < {*shares}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(share > 0 for share in shares.values())
     assert {part for part, _ in rows} == PARTS
     for part in PARTS:
         mmdet, ours = rows[part, 'mmdet'], rows[part, 'ours']
@@ -60,6 +64,7 @@ def test_the_growth_of_a_step_is_drawn(run, monkeypatch, tmp_path):
     assert (row['quantity'], row['value']) == ('picture side', 160)
     assert row['mmdet_ms'] > 0
     assert row['ours_ms'] > 0
+    assert len(row['mmdet_quartiles_ms']) == len(row['ours_quartiles_ms']) == 2
     with Image.open(plot) as picture:
         assert picture.format == 'PNG'
         assert min(picture.size) > 100

@@ -1,8 +1,8 @@
 """Measures training and inference of our detector beside stock mmdet's, part by part.
 
     python tools/benchmark_training.py [--sizes small r50-320x544] [--variant two-stage]
-        [--inference] [--amp] [--memory] [--data] [--scaling plot.png] [--device cuda]
-        [--rounds N] [--threads N] [--out results.json]
+        [--inference] [--amp] [--memory] [--data] [--profile] [--scaling plot.png]
+        [--device cuda] [--rounds N] [--threads N] [--out results.json]
 
 Both models have the same weights and see the same pictures; their losses (without dropout) and
 scores are compared first, and a difference ends the program. Then each runs in its own process,
@@ -11,12 +11,14 @@ in the project's config; ours keeps freed memory, as tools/train.py does.
 Each `times ours` is mmdet's median time over ours. With --amp ours runs under bfloat16 autocast
 and mmdet in float32. Data loading is the time of one sample in one process, from a JPEG file of
 640 x 480 to what a worker hands over. With --data large photographs are loaded, too, and a short
-training of the demo's config shows how long a step waits for data. With --scaling the small
+training of the demo's config shows how long a step waits for data. With --profile torch's profiler
+tells what our time goes into. With --scaling the small
 model's step is measured over picture area, queries, batch and levels instead, and drawn.
 """
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import gc
 import json
@@ -32,6 +34,7 @@ from pathlib import Path
 import torch
 from benchmarking import environment, milliseconds, publish, random_batch, spread
 from data_times import PHOTOGRAPH, PICTURE, sample_times, training_waits
+from step_profile import time_shares
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
@@ -101,7 +104,9 @@ def model_from(setup):
     config = Config.fromfile(BASE)
     config.merge_from_dict(dict(model=dict(backbone=dict(init_cfg=None))))
     for part in (SIZES[setup['size']][0], VARIANTS[setup['variant']]):
-        config = Config(Config._merge_a_into_b(dict(model=part), config.to_dict()))
+        # Merging takes `_delete_` out of what is merged.
+        part = copy.deepcopy(dict(model=part))
+        config = Config(Config._merge_a_into_b(part, config.to_dict()))
     config.merge_from_dict({f'model.{key}': value for key, value in setup['changes'].items()})
     return config.model
 
@@ -364,6 +369,18 @@ def forget_peak():
     return resident('VmRSS')
 
 
+def measure_shares(setup, options):
+    """What a step or prediction of ours spends its time on; see `time_shares`."""
+    model = build_pair(model_from(setup), 'cpu')['ours'].to(options.device)
+    inputs, samples = random_batch(setup['batch'], *setup['shape'], options.device)
+    if not options.inference:
+        wrapper, clock = make_optimiser(model.train(), True), Clock(options.device)
+        step = partial(training_step, model, wrapper, inputs, samples, clock, False)
+        return time_shares(step, options.device)
+    with torch.inference_mode():
+        return time_shares(partial(model.eval().predict, inputs, samples), options.device)
+
+
 def measure_waits(options):
     """What `training_waits` finds, in a process of its own: a Runner changes global state."""
     command = [sys.executable, __file__, '--waits']
@@ -409,7 +426,9 @@ def measure_scaling(options):
             setup.update(batch=batch, shape=(side, side))
             times = time_in_turns(setup, options)['step']
             row = {'quantity': quantity, 'value': value}
-            row.update({f'{n}_ms': round(statistics.median(t), 2) for n, t in times.items()})
+            for name, values in times.items():
+                row[f'{name}_ms'] = round(statistics.median(values), 2)
+                row[f'{name}_quartiles_ms'] = spread(values)['quartiles_ms']
             rows.append(row)
             print(
                 f'{quantity:14} {value:5} mmdet {row["mmdet_ms"]:9.1f} ms, ours '
@@ -488,6 +507,7 @@ def main():
     parser.add_argument('--amp', action='store_true', help='also time ours in bfloat16')
     parser.add_argument('--memory', action='store_true', help='also measure peak memory')
     parser.add_argument('--data', action='store_true', help='also photographs, and data_time')
+    parser.add_argument('--profile', action='store_true', help='also what our time goes into')
     parser.add_argument('--scaling', type=Path, metavar='PNG', help='draw the growth of a step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--threads', type=int, help='CPU threads; default: torch decides')
@@ -532,6 +552,13 @@ def main():
         if not options.inference:
             times = sample_times((height, width), PICTURE, options.rounds)
             add_rows(report, rows_of(size, 1, {'data loading': times}))
+        if options.profile:
+            shares = measure_shares(setup, options)
+            report['results'].append(
+                {'size': size, 'part': 'profile', 'implementation': 'ours', 'shares': shares}
+            )
+            for group, share in shares.items():
+                print(f'{size:16} {"profile":16} {group:35} {share:6.1%}', flush=True)
         if options.memory:
             for name, checkpointing in (('mmdet', False), ('ours', False), ('ours', True)):
                 label = name + (', checkpointing' if checkpointing else '')

@@ -122,8 +122,9 @@ def training_waits(steps, picture_size=PICTURE):
 
     The demo's config is trained, with the data workers that it names, on JPEG pictures of
     `picture_size` (width, height): larger ones than the demo's own. The first tenth of the steps,
-    for which workers start, does not count. Changes global state as a Runner does: for a process
-    of its own.
+    for which workers start, does not count. mmengine's data_time begins where the step before ends:
+    its call of `model.train()`, a millisecond, is in it. Changes global state as a Runner does: for
+    a process of its own.
 
     Returns:
         dict of milliseconds: medians of `data_time_ms` and `step_ms`, and `longest_wait_ms`.

@@ -92,10 +92,11 @@ class LoadImageResized(Resize):
 
     It stands where Resize does, with LoadAnnotations before it and no LoadImageFromFile; in
     RandomChoiceResize it is the ``resize_type``. A picture that is in memory already (`img`) is
-    only resized.
+    only resized. Masks cannot be loaded so: mmdet's LoadAnnotations makes them of the size of the
+    whole picture, which only LoadImageFromFile tells it before.
 
     Required keys: `img_path`, or `img`. Adds `img` (H, W, 3) uint8, BGR, `img_shape`, `ori_shape`
-    (h, w), `scale`, `scale_factor` (w, h); resizes boxes and masks as mmdet's Resize.
+    (h, w), `scale`, `scale_factor` (w, h); resizes boxes as mmdet's Resize.
 
     Args:
         scale: (width, height) in pixels; with `keep_ratio` the largest size, whichever side is

@@ -57,7 +57,8 @@ class DeformableDETR(BaseDetector):
         data_preprocessor: config; normalises and pads.
         compile: options of torch.compile for encoder and decoder, such as `dict(dynamic=True)`;
             None runs them as they are. They compile without a graph break, and with `dynamic`
-            once for all sizes of pictures. Weights keep their names.
+            once for all sizes of pictures, once more where nothing is padded, for one picture,
+            and for predictions. Weights keep their names.
         init_cfg: mmengine initialisation.
 
     Raises:
