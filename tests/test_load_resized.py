@@ -185,6 +185,20 @@ def test_random_sizes_come_from_random_choice_resize(tmp_path):
     assert seen == {(48, 64), (72, 96)}
 
 
+def test_a_picture_in_memory_that_nothing_loaded_has_its_original_size():
+    picture = smooth_picture(640, 480)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        pipeline = Compose(
+            [
+                dict(type='ddetr_plugin.LoadImageResized', scale=(64, 64), keep_ratio=True),
+                dict(type='PackDetInputs', meta_keys=('ori_shape', 'img_shape', 'scale_factor')),
+            ]
+        )
+    sample = pipeline(dict(img=picture, img_id=0))['data_samples']
+    assert sample.ori_shape == (480, 640)
+    assert sample.img_shape == (48, 64)
+
+
 def test_a_picture_in_memory_is_only_resized():
     picture = smooth_picture(640, 480)
     arguments = dict(scale=(100, 100), keep_ratio=True)

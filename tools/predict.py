@@ -27,7 +27,7 @@ import torch
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.compat import MissingMMCVOpError, require_mmcv_operators
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
-from ddetr_plugin.engine.launch import load_config, require_checkpoint
+from ddetr_plugin.engine.launch import keep_freed_memory, load_config, require_checkpoint
 
 # isort: split
 import mmdet.datasets  # registers transforms
@@ -226,6 +226,8 @@ def main():
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         sys.exit(f'error: --device {args.device} cannot be used: {str(error).splitlines()[0]}')
+    if args.device == 'cpu':
+        keep_freed_memory()
     try:
         pictures = name_results(find_pictures(args.images), args.out)
         config = load_config(args.config)

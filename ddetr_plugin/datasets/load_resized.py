@@ -121,6 +121,8 @@ class LoadImageResized(Resize):
 
     def _resize_img(self, results: dict) -> None:
         if results.get('img') is not None:
+            # tools/predict.py hands over pictures without a transform that loads them.
+            results.setdefault('ori_shape', results['img'].shape[:2])
             super()._resize_img(results)
             return
         data = fileio.get(results['img_path'], backend_args=self.backend_args)
