@@ -33,6 +33,7 @@ def run(monkeypatch, tmp_path):
 def test_a_training_is_reported_part_by_part(run, capsys):
     report = run('--sizes', 'demo', '--batch', '1', '--rounds', '1', '--threads', '1', '--profile')
     assert {'device', 'threads', 'torch', 'python', 'commit'} <= report['environment'].keys()
+    assert report['environment']['packages']['mmdet'].startswith('3.')
     assert report['variant'] == 'two-stage'
     rows = {(row['part'], row['implementation']): row for row in report['results']}
     shares = rows.pop(('profile', 'ours'))['shares']

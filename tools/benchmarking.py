@@ -1,5 +1,6 @@
 """What the benchmarks share: alternating timings, and a record of what the numbers depend on."""
 
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -102,6 +103,17 @@ def random_batch(batch, height, width, device, num_classes=80, objects=8):
     return inputs, samples
 
 
+def installed_versions(names):
+    """Version of each installed package of `names`."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def environment(device):
     """What the numbers depend on."""
     root = Path(__file__).resolve().parents[1]
@@ -122,6 +134,7 @@ def environment(device):
         'torch': torch.__version__,
         'cuda': torch.version.cuda,
         'python': platform.python_version(),
+        'packages': installed_versions(('mmdet', 'mmengine', 'mmcv', 'mmcv-lite', 'numpy')),
         'operator': torch.ops.ddetr_plugin.build_info() if native else native_load_error(),
         'cuda_kernels': cuda_load_error() or torch.ops.ddetr_plugin.cuda_build_info(),
         'cpu_capability': torch.ops.ddetr_plugin.cpu_capability() if native else None,
