@@ -11,7 +11,7 @@ import figures
 import pytest
 import result_table
 from mmengine.config import Config
-from published_results import PUBLISHED, find
+from published_results import PUBLISHED, Published, find
 
 from ddetr_plugin.ops import native_load_error
 
@@ -50,7 +50,15 @@ def test_every_published_row_has_a_config_name_of_its_own():
     names = [row.config for row in PUBLISHED]
     assert len(set(names)) == len(names)
     assert find('deformable-detr_r50_16xb2-50e_coco').ap == 44.5
+    assert find('deformable-detr_vit-small-p16_16xb2-50e_coco').ap is None
     assert find('unheard-of') is None
+
+
+def test_every_system_of_the_configs_is_a_row_of_the_table():
+    """All but other ways to run a model that has a row, and the demo's."""
+    other = {'deformable-detr_r50_16xb2-50e_fsdp_coco', 'deformable-detr_r50_official-eval_coco'}
+    files = {path.stem for path in (ROOT / 'configs').glob('*_coco.py')}
+    assert {row.config for row in PUBLISHED} == files - other
 
 
 def report_of(*rows, timing=None):
@@ -75,6 +83,19 @@ def test_a_deviation_of_more_than_three_per_cent_is_noted():
     text = result_table.markdown(report_of(row))
     assert 'mean multiply-adds differ from the published by +4.0%' in text
     assert 'parameters differ' not in text
+
+
+def test_a_row_that_nobody_published_has_dashes_and_other_sources_are_noted():
+    mine = {'method': 'Mine', 'config': 'a', 'params_m': 35.6, 'gflops_mean': 300.0}
+    mine['published'] = Published('a', 'Mine', 50, source=None)._asdict()
+    other = dict(mine, method='Other', config='b')
+    other['published'] = Published('b', 'Other', 12, 40.0, source='a paper')._asdict()
+    text = result_table.markdown(report_of(mine, other))
+    cells, others = table_of(text)
+    assert (cells['epochs'], cells['AP publ.'], cells['params M']) == ('50', '–', '35.6')
+    assert others['AP publ.'] == '40.0'
+    assert '- **Other** (`b`): published in a paper' in text
+    assert '**Mine**' not in text
 
 
 def test_times_become_frames_per_second_and_failures_become_notes():
@@ -209,3 +230,18 @@ def test_a_process_that_fails_is_named_with_its_last_words(tmp_path, monkeypatch
     monkeypatch.setattr(detector_timing, '__file__', str(script))
     with pytest.raises(RuntimeError, match=r'tiny\.py could not be timed: no such part'):
         detector_timing.measure_apart(tmp_path / 'tiny.py', {})
+
+
+def test_a_model_is_initialised_without_files_and_its_config_stays_as_it_is():
+    """Before that, proposals of Sparse R-CNN have negative sizes, which RoIAlign refuses."""
+    config = Config.fromfile(
+        ROOT / 'configs' / 'sparse-rcnn_r50_fpn_300-proposals_8xb2-36e_coco.py'
+    )
+    config.model.backbone.depth = 18
+    config.model.neck.in_channels = [64, 128, 256, 512]
+    before = config.model.to_dict()
+    assert config.model.backbone.init_cfg.type == 'Pretrained'
+    model = detector_timing.build_model(config)
+    proposals = model.rpn_head.init_proposal_bboxes.weight
+    assert (proposals == proposals.new_tensor([0.5, 0.5, 1, 1])).all()
+    assert config.model.to_dict() == before

@@ -206,7 +206,8 @@ def test_picture_sizes_come_from_annotations_or_from_pictures(tmp_path):
     for name, shape in (('a.png', (48, 64)), ('b.jpg', (64, 48)), ('c.png', (32, 32))):
         cv2.imwrite(str(folder / name), np.zeros((*shape, 3), np.uint8))
     (folder / 'readme.txt').write_text('no picture')
-    images = [dict(height=48, width=64), dict(height=64, width=48), dict(height=32, width=32)]
+    shapes = ((3, 32, 32), (1, 48, 64), (2, 64, 48))  # not in the order of their ids
+    images = [dict(id=i, height=height, width=width) for i, height, width in shapes]
     file = tmp_path / 'instances.json'
     file.write_text(json.dumps({'images': images}))
     expected = [(800, 1067), (1067, 800), (800, 800)]

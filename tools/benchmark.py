@@ -68,7 +68,7 @@ def parse_args(arguments=None):
         help='annotations in COCO format, or a folder of pictures, to average over; default: one '
         f'picture of {TYPICAL[0]} x {TYPICAL[1]}, the mean of COCO',
     )
-    add('--max-images', type=int, default=100, help='of --images, the first so many')
+    add('--max-images', type=int, default=100, help='of --images, the first so many by id or name')
     group = parser.add_argument_group('times')
     add = group.add_argument
     add('--skip-timing', action='store_true')

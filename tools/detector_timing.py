@@ -4,7 +4,7 @@
 
 prints measurements as JSON; tools/benchmark.py starts it. SETUP is a JSON object of the arguments
 of `measure_detector`. Pictures are random and on the device already: neither loading nor
-normalisation is timed. Weights are random; no time depends on them but that of post-processing.
+normalisation is timed. Weights are initial ones, of which only post-processing's time depends.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from ddetr_plugin.registry import MODELS
 
 # isort: split
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
@@ -38,15 +38,36 @@ PARTS = ('inference', 'training')
 WARM_UP = 1
 
 
+def without_pretrained(value):
+    """A copy of a config whose parts are initialised without files."""
+    if isinstance(value, dict):
+        return {
+            key: without_pretrained(inner)
+            for key, inner in value.items()
+            if not (key == 'init_cfg' and isinstance(inner, dict))
+            or inner.get('type') != 'Pretrained'
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(without_pretrained, value))
+    return value
+
+
 def build_model(config):
-    """The detector of a config on the CPU, with random weights.
+    """The detector of a config on the CPU, initialised as for training, but without files.
+
+    Sparse R-CNN's proposals are no boxes before they are initialised.
 
     Raises:
         Whatever its parts raise, such as KeyError for a type that is not registered.
     """
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
-        return MODELS.build(config.model)
+        model = MODELS.build(ConfigDict(without_pretrained(config.model.to_dict())))
+    # It logs every parameter.
+    logging.disable(logging.WARNING)
+    model.init_weights()
+    logging.disable(logging.NOTSET)
+    return model
 
 
 def number_of_classes(value):

@@ -159,7 +159,7 @@ def input_size(height, width):
 
 
 def picture_sizes(source, limit):
-    """The network's input sizes for the first `limit` pictures.
+    """The network's input sizes for the first `limit` pictures, by id or name.
 
     Args:
         source: Path of annotations in COCO's format, or of a folder of pictures.
@@ -182,7 +182,9 @@ def picture_sizes(source, limit):
         pictures = [cv2.imread(str(name)) for name in names[:limit]]
         sizes = [picture.shape[:2] for picture in pictures if picture is not None]
     elif source.is_file():
-        images = json.loads(source.read_text())['images'][:limit]
+        # torchvision's CocoDetection, of which others take the first pictures, sorts them, too.
+        images = sorted(json.loads(source.read_text())['images'], key=lambda image: image['id'])
+        images = images[:limit]
         sizes = [(image['height'], image['width']) for image in images]
     else:
         raise ValueError(f'--images {source} is neither a folder nor a file in COCO format')

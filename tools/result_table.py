@@ -1,5 +1,7 @@
 """The Markdown of tools/benchmark.py: our columns beside the published ones."""
 
+from published_results import RELEASE
+
 __all__ = ['TOLERANCE', 'deviations', 'markdown']
 
 TOLERANCE = 0.03  # of parameters and multiply-adds, beyond which a note says so
@@ -89,6 +91,9 @@ def _columns(report):
 
 def _notes(report):
     for row in report['rows']:
+        source = (row.get('published') or {}).get('source')
+        if source not in (None, RELEASE):
+            yield f'- **{row["method"]}** (`{row["config"]}`): published in {source}'
         for reason in row.get('reasons', ()):
             yield f'- **{row["method"]}** (`{row["config"]}`): {reason}'
         for found in row.get('timings', ()):
@@ -122,7 +127,7 @@ def markdown(report):
         '',
         'G: 10⁹ multiply-adds, each counted once, for one picture. "G mean" is the one to compare '
         f'with the published number: {report["mean_over"]}. Parameters: trainable ones. '
-        '"publ.": published, COCO val2017.',
+        f'"publ.": published, COCO val2017; where no note says otherwise, in the {RELEASE}.',
     ]
     machine = report['environment']
     if report['timing']:
