@@ -154,7 +154,13 @@ def write(args, source, converted):
     else:
         coco = tuple(converted.classes or ()) == tuple(coco_classes())
         expand = coco and rows != len(coco_classes()) and wanted_classes(args.classes) != 'keep'
-        state = bridge.export(converted.state, args.to, converted.layout, expand, dropped)
+        # With --allow-missing: what the report says is left over has no place there either.
+        state = {
+            name: tensor
+            for name, tensor in converted.state.items()
+            if f'left over: {name}' not in converted.problems
+        }
+        state = bridge.export(state, args.to, converted.layout, expand, dropped)
         if expand and args.to in ('official', 'hf'):
             lines.append(
                 f'note: {len(coco_classes())} class rows become {OFFICIAL_ROWS}, one per category '

@@ -1,7 +1,7 @@
 """Names and fused tensors of other implementations into ours and back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -94,19 +94,27 @@ def export(
     others: dict[str, list[str]] = {}
     for alias, ours in names.aliases.items():
         others.setdefault(ours, []).append(alias)
+    renamed = {name: translate(name, theirs) for name in state}
+    unknown = [name for name, new in renamed.items() if new is None]
+    if unknown:
+        raise ValueError(
+            f'{dialect} has no counterpart of {len(unknown)} tensors: {_parts(unknown)}; only the '
+            "paper's models can be written for it, not mask heads, other necks or other attention "
+            '(tools/convert_checkpoint.py leaves a mask head out with --allow-missing, if --config '
+            'is left out or names a model without one)'
+        )
     result = {}
     for name, tensor in state.items():
-        new = translate(name, theirs)
-        if new is None:
-            raise ValueError(
-                f'{name} has no counterpart in {dialect}; only the weights of a model made of '
-                "this package's Deformable DETR parts can be written for it"
-            )
-        result[new] = tensor
+        result[renamed[name]] = tensor
         module, _, parameter = name.rpartition('.')
         for alias in others.get(module, ()):
             result[f'{alias}.{parameter}'] = tensor
     return _split_qkv(result) if dialect == 'hf' else result
+
+
+def _parts(names: Sequence[str]) -> str:
+    """The parts that tensors are of, such as 'neck.fpn_convs.*'."""
+    return ', '.join(dict.fromkeys('.'.join(name.split('.')[:2]) + '.*' for name in names))
 
 
 def _require_paper_queries(state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bridge_cases import assert_same, bridge_config
 from builders import build
+from mask_cases import mask_head_config
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -90,6 +91,61 @@ def test_official_weights_come_back_bit_for_bit(run, tmp_path, kind, between):
         return
     run(tmp_path / 'other.pth', tmp_path / 'back.pth', '--to', 'official')
     assert_same(read_checkpoint(tmp_path / 'back.pth').state, state)
+
+
+FPN = dict(
+    type='mmdet.FPN',
+    in_channels=[128, 256, 512],
+    out_channels=64,
+    norm_cfg=dict(type='GN', num_groups=32),
+    add_extra_convs='on_input',
+    num_outs=4,
+)
+
+
+def write_other(path, part):
+    """Weights of a model with a mask head, or with another neck; returns the path of its config."""
+    file = write_config(path.with_suffix('.py'), 'base', 5)
+    config = Config.fromfile(file)
+    if part == 'masks':
+        config.model.backbone.out_indices = (0, 1, 2, 3)
+        config.model.mask_head = mask_head_config(embed_dims=64)
+    else:
+        config.model.neck = FPN
+    config.dump(file)
+    torch.save({'state_dict': build(config.model).state_dict()}, path)
+    return file
+
+
+@pytest.mark.parametrize(
+    ('part', 'names'), [('masks', 'mask_head.convs.*'), ('fpn', 'neck.lateral_convs.*')]
+)
+def test_parts_that_others_have_not_are_named_and_nothing_is_written(
+    failure, tmp_path, part, names
+):
+    config = write_other(tmp_path / 'ours.pth', part)
+    for to in ('official', 'mmdet', 'hf'):
+        out = tmp_path / f'out.{"bin" if to == "hf" else "pth"}'
+        arguments = (tmp_path / 'ours.pth', out, '--to', to, '--classes', 'keep')
+        assert f'left over: {names[:-1]}' in failure(*arguments)
+        words = failure(*arguments, '--config', config)
+        assert f'{to} has no counterpart of' in words and names in words
+        assert not out.exists()
+
+
+def test_the_detector_is_written_without_its_mask_head_where_that_is_asked_for(run, tmp_path):
+    write_other(tmp_path / 'ours.pth', 'masks')
+    base = write_config(tmp_path / 'base.py', 'base', 5)
+    state = torch.load(tmp_path / 'ours.pth')['state_dict']
+    without = {k: v for k, v in state.items() if not k.startswith('mask_head.')}
+    torch.save({'state_dict': without}, tmp_path / 'without.pth')
+    for to, config in (('official', []), ('mmdet', ['--config', base])):
+        asked = ['--to', to, '--classes', 'keep']
+        run(tmp_path / 'without.pth', tmp_path / 'wanted.pth', *asked)
+        out = tmp_path / 'out.pth'
+        report = run(tmp_path / 'ours.pth', out, *asked, *config, '--allow-missing')
+        assert 'left over: mask_head.predictor.weight' in report
+        assert_same(read_checkpoint(out).state, read_checkpoint(tmp_path / 'wanted.pth').state)
 
 
 def test_what_the_tool_writes_is_loaded_by_a_runner(run, tiny_job, tmp_path):
