@@ -10,7 +10,11 @@ import detector_timing
 import figures
 import pytest
 import result_table
+import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
 from published_results import PUBLISHED, Published, find
 
 from ddetr_plugin.ops import native_load_error
@@ -131,6 +135,8 @@ def test_accuracy_is_read_from_tests_logs_and_work_folders(tmp_path):
     metrics = tmp_path / 'metrics.json'
     metrics.write_text(json.dumps({'bbox_mAP': 0.5, 'bbox_mAP_l': -1.0, 'iterations': 3}))
     assert accuracy.read_accuracy(metrics) == {'mAP': 0.5}
+    metrics.write_text(json.dumps({'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.4}))
+    assert accuracy.read_accuracy(metrics) == {'mAP': 0.5, 'mask_mAP': 0.4}
     metrics.write_text('{"loss": 1}')
     with pytest.raises(ValueError, match='no box AP'):
         accuracy.read_accuracy(metrics)
@@ -143,6 +149,18 @@ def test_a_resumed_training_is_one_curve(tmp_path):
     assert [(step, metrics['mAP']) for step, metrics in curve] == [(1, 0.1), (2, 0.25), (3, 0.3)]
     with pytest.raises(ValueError, match='no validation'):
         accuracy.read_curve(tmp_path / 'elsewhere')
+
+
+def test_epochs_and_iterations_are_not_drawn_on_one_axis(tmp_path, capsys):
+    write_log(tmp_path / 'steps', '1', (1, 0.1, 0.1))
+    log = write_log(tmp_path / 'epochs', '1', (1, 0.1, 0.1))
+    log.write_text(log.read_text() + '\n' + json.dumps({'loss': 1.0, 'iter': 9, 'epoch': 1}))
+    assert accuracy.read_unit(tmp_path / 'steps') == 'iteration'
+    assert accuracy.read_unit(tmp_path / 'epochs') == 'epoch'
+    logs = [f'{name}={tmp_path / name}' for name in ('steps', 'epochs')]
+    with pytest.raises(SystemExit):
+        benchmark.main(['--table', '--out', str(tmp_path / 'out'), '--logs', *logs])
+    assert 'draw them apart' in capsys.readouterr().err
 
 
 def test_repetitions_are_averaged_where_all_of_them_have_a_value():
@@ -188,6 +206,49 @@ def test_the_tool_measures_what_it_can_and_says_what_it_cannot(tiny_job, tmp_pat
     assert 'good: measured' in capsys.readouterr().err
 
 
+def annotate_as_predicted(model, dataset, annotations, path):
+    """Writes ground truth that a model has partly right: its own best box on each picture."""
+    content = json.loads(annotations.read_text())
+    content['annotations'] = []
+    for sample in dataset:
+        (result,) = model.test_step(pseudo_collate([sample]))
+        box = result.pred_instances.bboxes[0].tolist()
+        width, height = box[2] - box[0], box[3] - box[1]
+        label = int(result.pred_instances.labels[0])
+        content['annotations'].append(
+            dict(id=result.img_id, image_id=result.img_id, category_id=label + 1, iscrowd=0)
+            | dict(bbox=[*box[:2], width, height], area=width * height)
+        )
+    path.write_text(json.dumps(content))
+
+
+def test_a_checkpoint_is_evaluated_on_the_test_data_of_its_config(tiny_job, tiny_coco, tmp_path):
+    file = tmp_path / 'predicted.json'
+    path = tiny_job(
+        'good.py',
+        **{'test_evaluator.ann_file': str(file), 'test_dataloader.dataset.ann_file': str(file)},
+    )
+    config = Config.fromfile(path)
+    model = detector_timing.build_model(config).eval()
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config.val_dataloader.dataset)
+    annotate_as_predicted(model, dataset, tiny_coco.annotations, file)
+
+    out = tmp_path / 'out'
+    arguments = [str(path), '--out', str(out), '--skip-timing', '--sizes', '48x64']
+    benchmark.main([*arguments, '--checkpoints', f'good={tmp_path / "weights.pth"}'])
+    (row,) = json.loads((out / 'benchmark.json').read_text())['rows']
+    assert row['reasons'] == []
+    config.load_from = str(tmp_path / 'weights.pth')
+    config.work_dir = str(tmp_path / 'again')
+    expected = Runner.from_cfg(config).test()
+    assert expected['coco/bbox_mAP'] > 0.05
+    assert row['accuracy']['mAP'] == expected['coco/bbox_mAP']
+    (cells,) = table_of((out / 'table.md').read_text())
+    assert cells['AP'] == f'{100 * expected["coco/bbox_mAP"]:.1f}'
+
+
 def test_a_row_without_a_config_file_says_so(tmp_path):
     _, args = benchmark.parse_args(['--table', '--out', str(tmp_path)])
     row, costs = benchmark.measure_row(tmp_path / 'absent.py', args, [(48, 64)])
@@ -202,6 +263,10 @@ def test_a_row_without_a_config_file_says_so(tmp_path):
         (['--table', '--out', 'x', '--sizes', '800'], 'a size is HEIGHTxWIDTH'),
         (['--table', '--out', 'x', '--results', 'a'], 'expected NAME=PATH'),
         (['--table', '--out', 'x', '--results', 'a=b'], 'a is no row of this table'),
+        (
+            ['--table', '--out', 'x', '--checkpoints', 'detr_r50_16xb4-500e_coco=missing.pth'],
+            'missing.pth does not exist',
+        ),
         (['--table', '--out', 'x', '--images', 'nowhere'], 'neither a folder nor a file'),
         (['--table', '--out', 'x', '--logs', 'a=nowhere'], 'no validation with box AP'),
     ],

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from report import read_scalars
 
-__all__ = ['METRICS', 'evaluate_checkpoint', 'read_accuracy', 'read_curve']
+__all__ = ['METRICS', 'evaluate_checkpoint', 'read_accuracy', 'read_curve', 'read_unit']
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def _metrics(entry):
     """{'mAP': ...} in 0..1 of a dict such as mmengine logs; None if it holds no box AP."""
-    for prefix in ('coco/bbox_', 'bbox_'):
-        if f'{prefix}mAP' in entry:
+    for prefix in ('coco/', ''):
+        if f'{prefix}bbox_mAP' in entry:
             # -1 is COCO's word for "no such boxes".
-            found = {name: entry.get(prefix + name, -1) for name in METRICS}
+            found = {name: entry.get(f'{prefix}bbox_{name}', -1) for name in METRICS}
+            found['mask_mAP'] = entry.get(f'{prefix}segm_mAP', -1)
             return {name: value for name, value in found.items() if value >= 0}
     return None
 
@@ -30,7 +31,8 @@ def read_accuracy(path):
             one object per line (vis_data/scalars.json), or the work folder of a training.
 
     Returns:
-        dict: mAP, mAP_50, mAP_75, mAP_s, mAP_m, mAP_l, in 0..1; those that are defined.
+        dict: mAP, mAP_50, mAP_75, mAP_s, mAP_m, mAP_l of boxes, mask_mAP of masks, in 0..1; those
+        that are defined.
 
     Raises:
         OSError: there is no such file.
@@ -70,8 +72,14 @@ def read_curve(work_dir):
     return curve
 
 
+def read_unit(work_dir):
+    """What a training's validations are counted in: 'epoch' or 'iteration'."""
+    losses, _ = read_scalars(work_dir)
+    return 'epoch' if any('epoch' in entry for entry in losses.values()) else 'iteration'
+
+
 def evaluate_checkpoint(config_file, checkpoint, work_dir):
-    """Box AP of a checkpoint on the config's test data, by tools/test.py.
+    """AP of a checkpoint on the config's test data, by tools/test.py.
 
     Raises:
         RuntimeError: the test failed, as where there is no data; the message is its last line.

@@ -8,14 +8,15 @@ Writes DIR/table.md, DIR/benchmark.json (with hardware, versions and commit), DI
 """
 
 import argparse
+import json
 import re
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from accuracy import evaluate_checkpoint, read_accuracy, read_curve
-from benchmarking import environment, publish
+from accuracy import evaluate_checkpoint, read_accuracy, read_curve, read_unit
+from benchmarking import environment
 from detector_timing import PARTS, PRECISIONS, build_model, measure_apart
 from figures import draw_accuracy, draw_cost
 from flops import average_multiply_adds, count_parameters, model_multiply_adds, picture_sizes
@@ -113,9 +114,11 @@ def parse_args(arguments=None):
         if not path.is_file():
             parser.error(f'config {path} does not exist')
     stems = {p.stem for p in args.configs} or {row.config for row in PUBLISHED}
-    for name, _ in (*args.results, *args.checkpoints):
+    for name, path in (*args.results, *args.checkpoints):
         if name not in stems:
             parser.error(f'{name} is no row of this table; its rows are {", ".join(sorted(stems))}')
+        if not path.exists():
+            parser.error(f'{path} does not exist')
     on_gpu = args.device == 'cuda'
     args.timing_size = args.timing_size or (FULL if on_gpu else CPU_SIZE)
     args.rounds = args.rounds or (20 if on_gpu else 3)
@@ -215,6 +218,12 @@ def main(arguments=None):
             mean_sizes = picture_sizes(args.images, args.max_images)
             mean_over = f'the mean of {len(mean_sizes)} pictures of {args.images.name}'
         curves = {label: read_curve(path) for label, path in args.logs}
+        units = sorted({read_unit(path) for _, path in args.logs})
+        if len(units) > 1:
+            raise ValueError(
+                '--logs has trainings whose validations count epochs and others that count '
+                'iterations; draw them apart'
+            )
     except (OSError, ValueError, KeyError) as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -237,11 +246,12 @@ def main(arguments=None):
             costs[row['method']] = by_size
     table = markdown(report)
     (args.out / 'table.md').write_text(table, encoding='utf-8')
-    publish(report, args.out / 'benchmark.json')
+    text = json.dumps(report, indent=1)
+    (args.out / 'benchmark.json').write_text(text + '\n', encoding='utf-8')
     if costs:
         draw_cost(costs, args.out / 'cost.png')
     if curves:
-        draw_accuracy(curves, args.out / 'accuracy.png')
+        draw_accuracy(curves, args.out / 'accuracy.png', *units)
     print(table)
 
 

@@ -65,6 +65,7 @@ def _columns(report):
     for title, name, theirs in APS:
         columns[title] = ap(name)
         columns[f'{title} publ.'] = published(theirs)
+    columns['mask AP'] = ap('mask_mAP')
     columns['params M'] = ours('params_m')
     columns['params publ.'] = published('params_m', 'd')
     for size in report['sizes']:

@@ -84,8 +84,13 @@ class VisionTransformer(BaseModule):
 
     The learned positions are resampled to the map bicubically, align_corners=False, the scale
     being the ratio of the sizes: as transformers' `interpolate_pos_encoding` and DINOv2 without
-    offset do. For the size they were learned at they are what they are. Every token attends to
-    every other, those on a batch's padding included.
+    offset do. For the size they were learned at they are what they are.
+
+    A backbone is not told which part of a batch is padding. Tokens attend to it, and positions
+    stretch over it: the features of a picture that is padded depend on the size of the batch, and
+    so, somewhat, do its detections. A batch of one picture, or of pictures of one size, is padded
+    to `pad_size_divisor` at most. (A mask in the attention would not undo it: the positions would
+    stretch all the same.)
 
     The class token keeps its part in the attention, as in the training of the weights, with a
     position of its own; it is not in the map.
