@@ -75,10 +75,11 @@ PUBLISHED = (
               50, 43.8, 26.5, 47.3, 58.1, source=ABLATIONS),
     Published('deformable-detr_vit-small-p16_16xb2-50e_coco', 'Deformable DETR, ViT-S/16',
               50, source=None),
-    Published('deformable-detr-masks_r50_16xb2-50e_coco', 'Deformable DETR, masks',
+    # A mask's cost is one per detection, and the counted forward pass ends with the decoder.
+    Published('deformable-detr-masks_r50_16xb2-50e_coco', 'Deformable DETR, masks (G: boxes alone)',
               50, source=None),
     Published('deformable-detr-masks-frozen_r50_16xb2-25e_coco',
-              'Deformable DETR, masks on a frozen detector', 25, source=None),
+              'Deformable DETR, masks on a frozen detector (G: boxes alone)', 25, source=None),
 )
 # fmt: on
 
