@@ -81,7 +81,11 @@ class Trainer:
         self.folders.append(folder)
         log = folder / 'now' / 'vis_data' / 'scalars.json'
         log.parent.mkdir(parents=True)
-        steps = Config.fromfile(folder / 'config.py').train_cfg.max_iters
+        file = Path(command[command.index('--work-dir') - 1])
+        config = Config.fromfile(file)
+        steps = config.train_cfg.max_iters
+        # As the Runner does.
+        Config(dict(config, work_dir=str(folder))).dump(folder / file.name)
         entries = [
             {'coco/bbox_mAP': step / 100, 'coco/bbox_mAP_s': -1.0, 'step': step}
             for step in (steps // 2, steps)
@@ -105,7 +109,7 @@ def test_finished_trainings_are_not_repeated_and_others_are_refused(
     convergence.main([*arguments, '--seeds', '2'])
     assert [f.name for f in trainer.folders] == ['seed_0', 'seed_0', 'seed_1', 'seed_1']
     assert not list(out.rglob('*.pth'))
-    one, other = (Config.fromfile(f / 'config.py') for f in trainer.folders[1:3])
+    one, other = (Config.fromfile(f.with_suffix('.py')) for f in trainer.folders[1:3])
     assert (one.randomness.seed, other.randomness.seed) == (0, 1)
     for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
         assert one[key] == other[key]

@@ -3,7 +3,8 @@
     python tools/convergence.py --out DIR [--data FOLDER] [--steps N] [--image-size N] [--seeds N]
 
 Trains every model of convergence_models.py with every seed, one after another, and leaves in DIR
-table.md, convergence.json, convergence.png and, in MODEL/seed_N/, config and logs of each training.
+table.md, convergence.json, convergence.png and, of each training, its config MODEL/seed_N.py and
+logs in MODEL/seed_N/.
 The same command goes on where it was interrupted, and repeats nothing that is finished.
 """
 
@@ -104,7 +105,8 @@ def train_once(config, folder):
         SystemExit: the folder holds another training, or this one failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file, text = folder / 'config.py', config.pretty_text
+    # Beside the folder: in it, the Runner writes its own version under the same name.
+    file, text = folder.with_suffix('.py'), config.pretty_text
     if file.exists() and file.read_text() != text:
         sys.exit(
             f'error: {folder} holds a training with other settings; remove it, or name another '
