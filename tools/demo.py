@@ -21,7 +21,7 @@ from pathlib import Path
 import check_dataset
 import make_demo_data
 import report
-from check_dataset import is_scored
+from check_dataset import config_scales, is_scored
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.engine.launch import add_config_overrides, build_runner, load_config
@@ -243,16 +243,6 @@ def add_clock(config):
     hooks = config.get('custom_hooks') or []
     if not any(hook['type'] in ('ddetr_plugin.TrainClockHook', 'TrainClockHook') for hook in hooks):
         config.custom_hooks = [*hooks, dict(type='ddetr_plugin.TrainClockHook')]
-
-
-def config_scales(config):
-    """The (width, height) pairs that a config's pipelines resize pictures to."""
-    scales = []
-    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for step in config[loader].dataset.get('pipeline', ()):
-            if 'Resize' in step['type'] and step.get('keep_ratio'):
-                scales += step.get('scales') or [step['scale']] * ('scale' in step)
-    return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
 
 
 def dataset_settings(split, classes):

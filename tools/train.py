@@ -1,7 +1,10 @@
 """Train a model from a config file.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
-        [--auto-scale-lr] [--cfg-options KEY=VALUE ...]
+        [--auto-scale-lr] [--skip-data-check] [--cfg-options KEY=VALUE ...]
+
+Before anything else it looks through the annotation files for what would spoil the training, and
+whether all pictures are there; tools/check_dataset.py also looks into the pictures.
 
 On several processes (GPUs, or CPUs with gloo):
 
@@ -9,10 +12,12 @@ On several processes (GPUs, or CPUs with gloo):
 """
 
 import argparse
+import os
 
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.compat import MissingMMCVOpError
+from ddetr_plugin.data_checks import check_config, print_findings
 from ddetr_plugin.engine import launch
 
 
@@ -39,6 +44,11 @@ def parse_args(arguments=None):
         help='multiply every learning rate by (processes * batch size / base batch size); '
         'gradient accumulation is not counted',
     )
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='train without a look at the annotation files',
+    )
     return parser, parser.parse_args(arguments)
 
 
@@ -58,12 +68,25 @@ def make_config(args):
     return config
 
 
+def check_data(parser, config):
+    """Prints what does not fit in the data; ends the program where it would spoil the training."""
+    # One process of all is enough to say it.
+    if os.environ.get('RANK', '0') == '0' and print_findings(check_config(config)):
+        parser.exit(
+            1,
+            'error: training on this data would fail or go wrong, see above. Correct it; '
+            'tools/check_dataset.py --config lists everything. --skip-data-check trains anyway\n',
+        )
+
+
 def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         config = make_config(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    if not args.skip_data_check:
+        check_data(parser, config)
     try:
         launch.build_runner(config, args.local_rank).train()
     except (launch.LaunchError, MissingMMCVOpError) as error:

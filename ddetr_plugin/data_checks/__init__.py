@@ -1,0 +1,33 @@
+"""Data sets in COCO format, checked before a training: what does not fit, and what to do."""
+
+from ddetr_plugin.data_checks.annotations import check_annotations, is_scored, read_annotations
+from ddetr_plugin.data_checks.configs import check_config, config_scales
+from ddetr_plugin.data_checks.findings import (
+    SHOWN,
+    Finding,
+    has_errors,
+    print_findings,
+    write_report,
+)
+from ddetr_plugin.data_checks.pictures import check_pictures, find_missing, rescale_size
+from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
+
+__all__ = [
+    'SHOWN',
+    'Finding',
+    'Split',
+    'check_annotations',
+    'check_class_names',
+    'check_config',
+    'check_pictures',
+    'check_split',
+    'check_splits',
+    'config_scales',
+    'find_missing',
+    'has_errors',
+    'is_scored',
+    'print_findings',
+    'read_annotations',
+    'rescale_size',
+    'write_report',
+]

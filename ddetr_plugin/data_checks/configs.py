@@ -1,0 +1,132 @@
+"""The data sets of a config, checked before it is trained."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ddetr_plugin.data_checks.annotations import read_annotations
+from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
+
+__all__ = ['check_config', 'config_scales']
+
+
+def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
+    """All findings of the training and validation data that a config names.
+
+    Datasets that read COCO format by mmdet's CocoDataset are looked at, wrapped ones too; others,
+    and files that are not on a local disk, are left alone.
+
+    Args:
+        config: with `train_dataloader` and, maybe, `val_dataloader` and `model`.
+        decode: look into every picture; else only whether it is there, which takes seconds.
+    """
+    splits: dict[str, list[Split]] = dict(train=[], val=[])
+    findings: list[Finding] = []
+    scales = config_scales(config) if decode else []
+    for name in splits:
+        for dataset, classes in _coco_datasets(config.get(f'{name}_dataloader')):
+            ann_file = Path(_join(dataset, dataset['ann_file']))
+            folder = Path(_join(dataset, (dataset.get('data_prefix') or {}).get('img') or ''))
+            try:
+                content = read_annotations(ann_file, polygons=False)
+            except (OSError, ValueError) as error:
+                findings.append(_unreadable(ann_file, error))
+                continue
+            split = Split(name, ann_file, folder, content)
+            splits[name].append(split)
+            findings += check_split(split, scales, decode)
+            if classes is not None:
+                findings += check_class_names(split, classes)
+                findings += _check_model(config.get('model') or {}, len(classes), ann_file)
+    for train in splits['train']:
+        for val in splits['val']:
+            if train.ann_file != val.ann_file:
+                findings += check_splits(train, val)
+    # Several datasets may have the same finding about the model, or about a shared file.
+    return list(dict.fromkeys(findings))
+
+
+def config_scales(config: Mapping) -> list[tuple[int, int]]:
+    """The (width, height) pairs that a config's pipelines resize pictures to."""
+    scales: list = []
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for step in ((config.get(loader) or {}).get('dataset') or {}).get('pipeline') or ():
+            if 'Resize' in step['type'] and step.get('keep_ratio'):
+                scales += step.get('scales') or [step['scale']] * ('scale' in step)
+    return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
+
+
+def _coco_datasets(loader: Mapping | None) -> Iterator[tuple[Mapping, tuple[str, ...] | None]]:
+    """The configs of datasets in COCO format on a local disk, with their class names."""
+    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
+
+    waiting = [(loader or {}).get('dataset')]
+    while waiting:
+        dataset = waiting.pop(0)
+        if not dataset:
+            continue
+        if 'dataset' in dataset or 'datasets' in dataset:
+            waiting += [dataset.get('dataset'), *(dataset.get('datasets') or ())]
+            continue
+        kind = dataset['type']
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if _reads_coco(kind, CocoDataset) and _is_local(dataset):
+            classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
+            yield dataset, (classes,) if isinstance(classes, str) else classes and tuple(classes)
+
+
+def _reads_coco(kind, coco: type) -> bool:
+    """Whether a type of dataset reads its files as mmdet's CocoDataset, `coco`, does."""
+    # LVIS and panoptic files have another form.
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, coco)
+        and kind.COCOAPI is coco.COCOAPI
+        and kind.load_data_list is coco.load_data_list
+    )
+
+
+def _is_local(dataset: Mapping) -> bool:
+    paths = (dataset.get('ann_file') or '://', dataset.get('data_root') or '')
+    return not dataset.get('backend_args') and not any('://' in str(path) for path in paths)
+
+
+def _join(dataset: Mapping, path: str) -> str:
+    """A path of a dataset's config, as mmengine's BaseDataset understands it."""
+    root = dataset.get('data_root') or ''
+    return path if not root or Path(path).is_absolute() else str(Path(root) / path)
+
+
+def _unreadable(ann_file: Path, error: Exception) -> Finding:
+    missing = isinstance(error, FileNotFoundError)
+    return Finding(
+        'error',
+        'missing annotation files' if missing else 'annotation files that cannot be read',
+        str(ann_file),
+        None,
+        None,
+        f'looked from {Path.cwd()}' if missing else str(error),
+        'correct data_root or ann_file in the config, or put the file there'
+        if missing
+        else 'write it again, in COCO format',
+    )
+
+
+def _check_model(model: Mapping, count: int, ann_file: Path) -> list[Finding]:
+    """Whether the detector's head has a score for every class of the data."""
+    head = model.get('bbox_head')
+    number = head.get('num_classes') if isinstance(head, Mapping) else None
+    if number is None or number == count:
+        return []
+    return [
+        Finding(
+            'error' if number < count else 'warning',
+            'another number of classes in the model than in the data',
+            str(ann_file),
+            None,
+            None,
+            f'model.bbox_head.num_classes is {number}, the dataset has {count} classes',
+            f'set model.bbox_head.num_classes={count}, or metainfo.classes of the datasets',
+        )
+    ]

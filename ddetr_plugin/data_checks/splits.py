@@ -1,0 +1,140 @@
+"""Training and validation data as a whole: each split, and whether they fit together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ddetr_plugin.data_checks.annotations import check_annotations
+from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.pictures import Scales, check_pictures, find_missing
+
+__all__ = ['Split', 'check_class_names', 'check_split', 'check_splits']
+
+
+class Split(NamedTuple):
+    """One split: where it is and what its annotation file holds.
+
+    Attributes:
+        name: 'train' or 'val'.
+        ann_file: COCO-format JSON.
+        image_folder: that `file_name` is relative to.
+        content: as `read_annotations` returns it.
+    """
+
+    name: str
+    ann_file: Path
+    image_folder: Path
+    content: dict
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the file, which is the order of mmdet's labels."""
+        return [category['name'] for category in self.content['categories']]
+
+
+def check_split(split: Split, scales: Scales = (), decode: bool = True) -> list[Finding]:
+    """All findings of one split.
+
+    Args:
+        split: the split.
+        scales: (width, height) pairs that pictures are resized to, their ratio kept.
+        decode: look into every picture; else only whether it is there.
+    """
+    images = split.content['images']
+    findings = check_annotations(split.ann_file, split.content, split.name == 'train')
+    if decode:
+        return findings + check_pictures(split.image_folder, images, scales)
+    return findings + find_missing(split.image_folder, images)
+
+
+def check_splits(train: Split, val: Split) -> list[Finding]:
+    """What does not fit between two splits: their classes, and pictures that both have."""
+    return _check_classes(train, val) + _check_overlap(train, val)
+
+
+def _check_classes(train: Split, val: Split) -> list[Finding]:
+    """mmdet numbers classes by their order in each file, so that the order matters, too."""
+    if train.classes == val.classes:
+        return []
+    only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
+    detail = f'only in {train.name}: {only[0]}; only in {val.name}: {only[1]}'
+    if not any(only):
+        detail = 'the same classes in another order'
+    remedy = f'write the same categories, in the same order, into {train.ann_file} as well'
+    kind = 'classes of the splits differ'
+    return [Finding('error', kind, str(val.ann_file), None, None, detail, remedy)]
+
+
+def _check_overlap(train: Split, val: Split) -> list[Finding]:
+    files = {train.image_folder / image['file_name'] for image in train.content['images']}
+    return [
+        Finding(
+            'warning',
+            'pictures in both train and val',
+            str(val.image_folder / image['file_name']),
+            'image',
+            image['id'],
+            f'of {val.ann_file.name}',
+            'remove it from one of them: what was trained on says nothing about new pictures',
+        )
+        for image in val.content['images']
+        if val.image_folder / image['file_name'] in files
+    ]
+
+
+def check_class_names(split: Split, classes: Sequence[str]) -> list[Finding]:
+    """Whether the labels that mmdet makes of an annotation file mean what a config says.
+
+    mmdet numbers those categories that the config names, in the order of the file.
+
+    Args:
+        split: with the annotation file.
+        classes: the config's names, in the order of the model.
+    """
+
+    def finding(level, kind, detail, remedy, category=None):
+        part, entry_id = (None, None) if category is None else ('category', category['id'])
+        return [Finding(level, kind, str(split.ann_file), part, entry_id, detail, remedy)]
+
+    labelled = [name for name in split.classes if name in set(classes)]
+    missing = [name for name in classes if name not in set(labelled)]
+    kind = 'classes of the config and the annotations differ'
+    if labelled != list(classes)[: len(labelled)] or not labelled:
+        pairs = [(a, b) for a, b in zip(labelled, classes) if a != b]
+        detail = f'the config names {_some(missing)}, which the file does not have'
+        if pairs:
+            first = next(i for i, (a, b) in enumerate(zip(labelled, classes)) if a != b)
+            detail = (
+                f'label {first} is {pairs[0][1]!r} in the config, but {pairs[0][0]!r} by the order '
+                f'of the file'
+            )
+        remedy = (
+            f'set metainfo = dict(classes={tuple(split.classes)!r}) in every dataset of the config'
+            if len(split.classes) <= 20
+            else 'give metainfo.classes in every dataset of the config the names and the order of '
+            'the file'
+        )
+        return finding('error', kind, detail, remedy)
+    findings = []
+    if missing:
+        findings += finding(
+            'warning',
+            kind,
+            f'the file lacks {_some(missing)}',
+            'they are not learned, or not scored; remove them from metainfo.classes',
+        )
+    for category in split.content['categories']:
+        if category['name'] not in set(classes):
+            findings += finding(
+                'warning',
+                'classes that the config leaves out',
+                category['name'],
+                'their boxes are ignored; add the name to metainfo.classes if that is not meant',
+                category,
+            )
+    return findings
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(map(repr, names[:5])) + more
