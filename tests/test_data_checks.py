@@ -146,7 +146,12 @@ def test_class_names_of_the_config_are_compared_as_mmdet_numbers_them(
     assert [f.level for f in findings] == ([level] if level else [])
     assert not findings or words in findings[0].where
     # The premise, in mmdet: its labels mean what the config says only where no error is found.
-    dataset = CocoDataset(ann_file=str(file), metainfo=dict(classes=classes), lazy_init=True)
+    dataset = CocoDataset(
+        ann_file=str(file),
+        metainfo=dict(classes=classes),
+        data_prefix=dict(img='x'),
+        lazy_init=True,
+    )
     dataset.load_data_list()
     names = {c['id']: c['name'] for c in content['categories']}
     right = all(classes[label] == names[i] for i, label in dataset.cat2label.items())

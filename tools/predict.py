@@ -25,6 +25,7 @@ import report
 import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.checkpoints import CheckpointFileError, install_checkpoint_loader
 from ddetr_plugin.compat import MissingMMCVOpError, require_mmcv_operators
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 from ddetr_plugin.engine.launch import keep_freed_memory, load_config, require_checkpoint
@@ -133,8 +134,11 @@ def load_model(config, checkpoint_file, device):
     init_default_scope(config.get('default_scope', 'mmdet'))
     model = MODELS.build(config.model)
     require_mmcv_operators(model)
+    install_checkpoint_loader()
     try:
         checkpoint = load_checkpoint(model, str(checkpoint_file), map_location='cpu', strict=True)
+    except CheckpointFileError:
+        raise
     # What torch's unpickler stumbles over depends on the bytes that are no pickle.
     except (UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(

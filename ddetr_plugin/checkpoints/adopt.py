@@ -1,7 +1,8 @@
 """Foreign weights where a model loads its own: `load_state_dict`, and mmengine's `load_from`."""
 
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from ddetr_plugin.checkpoints.convert import Conversion, to_ours
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect
 from ddetr_plugin.checkpoints.files import Source, read_checkpoint, unwrap, with_config
-from ddetr_plugin.checkpoints.loading import allow_official_checkpoints
+from ddetr_plugin.checkpoints.loading import allow_official_checkpoints, load_file
 
 __all__ = ['adopt', 'install_checkpoint_loader']
 
@@ -54,34 +55,43 @@ def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
 def install_checkpoint_loader() -> None:
     """Let mmengine's `load_from` read official files, safetensors and transformers' folders.
 
-    Files that mmengine knows are read by mmengine. Calling it again changes nothing.
+    Nor does any file run code then: mmengine reads what it has downloaded without torch's safety,
+    and other files without it where the environment says so. Calling it again changes nothing.
     """
     from mmengine.runner import checkpoint as mmengine_checkpoint
 
     loader = mmengine_checkpoint.CheckpointLoader
-    known = loader._schemes['']
-    if getattr(known, 'reads_foreign_checkpoints', False):
+    if loader._schemes[''] is load_from_local:
         return
     allow_official_checkpoints()
-    loader.register_scheme('', _with_foreign_files(known), force=True)
+    loader.register_scheme('', load_from_local, force=True)
+    # What all of mmengine's loaders of https:// and torchvision:// come down to.
+    load_url = mmengine_checkpoint.load_url
+    mmengine_checkpoint.load_url = functools.partial(load_url, weights_only=True)
 
 
-def _with_foreign_files(known: Callable) -> Callable:
-    # mmengine prints what follows `load_from_`.
-    def load_from_local(filename: str, map_location: Any) -> Any:
-        path = Path(filename).expanduser()
-        if path.suffix == '.safetensors' or path.is_dir():
-            return _as_runners_write(read_checkpoint(path))
-        content = known(filename, map_location)
-        if isinstance(content, Mapping) and 'state_dict' not in content:
-            source = unwrap(content)
-            if detect_dialect(source.state) not in (None, OURS):
-                source = with_config(source, path.with_name('config.json'))
-                return {**_as_runners_write(source), **_plain(content)}
-        return content
+# mmengine prints what follows `load_from_`.
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """mmengine's loader of files without a scheme such as ``https://``.
 
-    load_from_local.reads_foreign_checkpoints = True  # type: ignore[attr-defined]
-    return load_from_local
+    Args:
+        filename: file, or folder of transformers.
+        map_location: as for ``torch.load``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or asks for more than weights.
+    """
+    path = Path(filename).expanduser()
+    if path.suffix == '.safetensors' or path.is_dir():
+        return _as_runners_write(read_checkpoint(path))
+    content = load_file(path, map_location=map_location)
+    if isinstance(content, Mapping) and 'state_dict' not in content:
+        source = unwrap(content)
+        if detect_dialect(source.state) not in (None, OURS):
+            source = with_config(source, path.with_name('config.json'))
+            return {**_as_runners_write(source), **_plain(content)}
+    return content
 
 
 def _as_runners_write(source: Source) -> dict:

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['allow_official_checkpoints', 'load_file']
+__all__ = ['CheckpointFileError', 'allow_official_checkpoints', 'load_file']
+
+
+class CheckpointFileError(ValueError):
+    """A file that is no checkpoint, or one that asks to run something."""
 
 
 def allow_official_checkpoints() -> None:
@@ -21,21 +25,26 @@ def allow_official_checkpoints() -> None:
     torch.serialization.add_safe_globals([(argparse.Namespace, 'argparse.Namespace')])
 
 
-def load_file(path: Path, trust: bool = False) -> Any:
+def load_file(path: Path, trust: bool = False, map_location: Any = 'cpu') -> Any:
     """What is in a .safetensors file, or what torch saved in any other.
 
     Args:
         path: the file.
         trust: let the pickle in the file run whatever it asks for.
+        map_location: where tensors go, as for ``torch.load``; safetensors stay on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, asks for more than weights and may not, or needs a library
-            that is not installed.
+        CheckpointFileError: it is no checkpoint, or asks for more than weights and may not.
+        ValueError: it needs a library that is not installed.
     """
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist (looked from {Path.cwd()})')
-    return _safetensors(path) if path.suffix == '.safetensors' else _unpickle(path, trust)
+    return (
+        _safetensors(path)
+        if path.suffix == '.safetensors'
+        else _unpickle(path, trust, map_location)
+    )
 
 
 # What torch stumbles over in files that are no checkpoints, or not whole ones.
@@ -51,10 +60,10 @@ _DAMAGED = (
 )
 
 
-def _unpickle(path: Path, trust: bool) -> Any:
+def _unpickle(path: Path, trust: bool, map_location: Any) -> Any:
     if trust:
         try:
-            return torch.load(path, map_location='cpu', weights_only=False)
+            return torch.load(path, map_location=map_location, weights_only=False)
         except ImportError as error:
             raise ValueError(
                 f'{path} holds objects of the module {error.name}, which is not installed; install '
@@ -65,28 +74,36 @@ def _unpickle(path: Path, trust: bool) -> Any:
             raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
     allow_official_checkpoints()
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except (*_DAMAGED, UnpicklingError, OSError):
             names = []
-        reason = ' '.join(str(error).split())
+        reason = _reason(error)
         found = re.search(r'GLOBAL (\S+)|Unsupported (?:class|global)[:\s]+(\S+)', reason)
         if not names and found:
             names = [found[1] or found[2]]
         asks = (
             f'asks to run {", ".join(sorted(names))}' if names else f'was refused: {reason[:200]}'
         )
-        raise ValueError(
+        raise CheckpointFileError(
             f'{path} is not only weights: its pickle {asks}. Nothing was run. If you know where '
-            'the file comes from, load it with --trust; otherwise leave it'
+            'the file comes from, tools/convert_checkpoint.py --trust makes a file of its weights '
+            'alone; otherwise leave it'
         ) from error
     # What torch stumbles over depends on the bytes that are no checkpoint.
     except _DAMAGED as error:
-        raise ValueError(
-            f'{path} is not a checkpoint that torch can read: {" ".join(str(error).split())[:200]}'
+        raise CheckpointFileError(
+            f'{path} is not a checkpoint that torch can read: {_reason(error)[:200]}'
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says on one line, without its advice to switch the safety off."""
+    text = ' '.join(str(error).split())
+    found = re.search(r'WeightsUnpickler error: (.*?)(?: Check the documentation|$)', text)
+    return found[1] if found else text
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators
 
 __all__ = [
@@ -260,6 +261,8 @@ def build_runner(config, local_rank=0):
         MissingMMCVOpError: the model has modules that need full mmcv, and this is mmcv-lite.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    # Also for models that have nothing of ours.
+    install_checkpoint_loader()
     if not torch.cuda.is_available():
         keep_freed_memory()
         share_by_name()
