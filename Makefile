@@ -48,7 +48,9 @@ GPU_ARCHITECTURES := import importlib.util, sys; \
 
 # Of tests/ops, those that run the kernels.
 SANITIZED_TESTS := test_cpu_kernels.py test_dropout.py test_fused.py test_ms_deform_attn.py test_op_errors.py \
-	test_op_properties.py
+	test_op_fuzz.py test_op_properties.py
+
+SOAK_MINUTES ?= 60
 
 # Waiting threads soon sleep instead of spinning: a step loses a twelfth on a quiet machine, and
 # does not grow tenfold when another process wants a core.
@@ -56,7 +58,7 @@ export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-cuda sanitize lint bench clean
+.PHONY: help setup demo test test-cuda sanitize soak lint bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -91,6 +93,9 @@ sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehavi
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		$(abspath $(PY)) -m pytest -q --tb=short -p no:cacheprovider $(ARGS) \
 		$(addprefix $(CURDIR)/tests/ops/,$(SANITIZED_TESTS))
+
+soak: setup ## train for SOAK_MINUTES (60), predict a thousand times, fail if memory grows
+	$(PY) tools/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
 
 lint: $(STAMPS)/requirements ## check style and formatting
 	$(PY) -m ruff check .

@@ -1,14 +1,13 @@
-"""Two processes train as one process with twice the batch."""
+"""Several processes train as one process with the whole batch, whatever each of them gets."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from builders import build
+from forked import run, run_tool
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import export
@@ -53,28 +52,20 @@ class CollectiveCounter(Hook):
 '''
 
 
-def train(config, folder, processes, batch_size, *options):
+def train(config, folder, processes, batch_size, *options, torchrun=False):
     """Run tools/train.py; return per process the list of loss dicts, and the final weights."""
     folder.mkdir()
-    command = [sys.executable, 'tools/train.py', str(config)]
-    launcher = []
-    if processes > 1:
-        module = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-        command[1:1] = module
-        launcher = ['--launcher', 'pytorch']
-    command += ['--work-dir', str(folder), *launcher, '--cfg-options', *options]
-    command += [f'train_dataloader.batch_size={batch_size}', f'custom_hooks.0.folder={folder}']
-    paths = [str(config.parent), str(REPO), os.environ.get('PYTHONPATH', '')]
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-        'OMP_NUM_THREADS': '1',
-        'CUDA_VISIBLE_DEVICES': '-1',
-    }
-    done = subprocess.run(
-        command, cwd=REPO, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    arguments = [str(config), '--work-dir', str(folder), '--cfg-options', *options]
+    arguments += [f'train_dataloader.batch_size={batch_size}', f'custom_hooks.0.folder={folder}']
+    if processes > 1 and not torchrun:
+        run_tool('train', processes, arguments, config.parent)
+    else:
+        command = ['tools/train.py', *arguments]
+        if processes > 1:
+            torchrun = ['-m', 'torch.distributed.run', '--standalone']
+            launcher = ['--launcher', 'pytorch']
+            command = [*torchrun, f'--nproc_per_node={processes}', *command, *launcher]
+        run([sys.executable, *command], config.parent)
     losses = []
     for rank in range(processes):
         lines = (folder / f'{rank}.jsonl').read_text().splitlines()
@@ -118,38 +109,76 @@ def run_of_one():
     return {}
 
 
-@pytest.mark.parametrize(
-    'changes',
-    [{}, dict(model_wrapper_cfg=WRAPPER), SHARDED],
-    ids=['plain', 'of the configs', 'sharded'],
+SAME_TRAINING = dict(
+    SAME_ANYWHERE,
+    train_cfg=dict(max_epochs=2, val_begin=3),
+    optim_wrapper=dict(
+        optimizer=dict(_delete_=True, type='SGD', lr=1e-2), clip_grad=dict(max_norm=1.0)
+    ),
 )
-def test_two_gloo_processes_give_the_losses_of_one_with_twice_the_batch(
-    recorded_job, tmp_path, run_of_one, changes
-):
-    same = dict(
-        SAME_ANYWHERE,
-        train_cfg=dict(max_epochs=2, val_begin=3),
-        optim_wrapper=dict(
-            optimizer=dict(_delete_=True, type='SGD', lr=1e-2), clip_grad=dict(max_norm=1.0)
-        ),
-    )
-    if not run_of_one:
-        config = recorded_job(name='one.py', **same)
-        run_of_one['all'] = train(config, tmp_path / 'one', 1, batch_size=4)
-    (one,), weights_of_one = run_of_one['all']
-    config = recorded_job(name='two.py', **same, **changes)
-    two, weights_of_two = train(config, tmp_path / 'two', 2, batch_size=2)
-    assert len(one) == len(two[0]) == len(two[1]) == 4
-    for step, (whole, *halves) in enumerate(zip(one, *two, strict=True)):
+
+
+def assert_the_same_training(of_one, of_many):
+    """Losses and weights of one process equal those of several with the same batch in all."""
+    ((one,), weights), (many, weights_of_many) = of_one, of_many
+    assert {len(steps) for steps in (one, *many)} == {4}
+    for step, (whole, *parts) in enumerate(zip(one, *many, strict=True)):
         for name, value in whole.items():
             # Each process divides by the mean number of boxes per process, so the mean of the
             # processes is the loss of the whole batch. float32 sums in another order (about
             # 1e-7), and steps carry the difference on: 1e-5.
-            mean = sum(half[name] for half in halves) / 2
+            mean = sum(part[name] for part in parts) / len(parts)
             assert mean == pytest.approx(value, rel=1e-5), (step, name)
-    assert weights_of_one.keys() == weights_of_two.keys()
-    for name, weight in weights_of_one.items():
-        torch.testing.assert_close(weights_of_two[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    assert weights.keys() == weights_of_many.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weights_of_many[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ('processes', 'changes', 'torchrun'),
+    [
+        (2, {}, False),
+        (4, {}, False),
+        (2, dict(model_wrapper_cfg=WRAPPER), True),
+        (2, SHARDED, False),
+    ],
+    ids=['two', 'four', 'two of the configs, by torchrun', 'two, sharded'],
+)
+def test_gloo_processes_give_the_losses_of_one_with_the_batch_of_all(
+    recorded_job, tmp_path, run_of_one, processes, changes, torchrun
+):
+    if not run_of_one:
+        config = recorded_job(name='one.py', **SAME_TRAINING)
+        run_of_one['all'] = train(config, tmp_path / 'one', 1, batch_size=4)
+    config = recorded_job(name='many.py', **SAME_TRAINING, **changes)
+    many = train(config, tmp_path / 'many', processes, 4 // processes, torchrun=torchrun)
+    assert_the_same_training(run_of_one['all'], many)
+
+
+def test_a_process_without_ground_truth_neither_hangs_nor_skews_the_normaliser(
+    recorded_job, tiny_coco, tmp_path
+):
+    """Every second picture, those of the second process, has no boxes; in two steps nobody has."""
+    content = json.loads(tiny_coco.annotations.read_text())
+    ids = [image['id'] for image in content['images']]
+    kept = set(ids[:4:2])
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in kept]
+    file = tmp_path / 'half.json'
+    file.write_text(json.dumps(content))
+    changes = {
+        **SAME_TRAINING,
+        'train_dataloader.dataset.ann_file': str(file),
+        'train_dataloader.dataset.filter_cfg': dict(filter_empty_gt=False),
+        'train_dataloader.sampler.shuffle': False,
+    }
+    one = train(recorded_job(name='one.py', **changes), tmp_path / 'one', 1, 4)
+    two = train(recorded_job(name='two.py', **changes), tmp_path / 'two', 2, 2)
+    assert_the_same_training(one, two)
+    with_boxes, without = two[0]
+    for k in (0, 2):
+        assert with_boxes[k]['loss_bbox'] > 0 and without[k]['loss_bbox'] == 0
+        assert with_boxes[k + 1]['loss_bbox'] == without[k + 1]['loss_bbox'] == 0
+        assert all(losses[j]['loss_cls'] > 0 for losses in two[0] for j in (k, k + 1))
 
 
 def test_a_step_has_one_reduction_per_bucket_of_gradients_and_one_of_the_normaliser(

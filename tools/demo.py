@@ -24,7 +24,12 @@ import report
 from check_dataset import config_scales, is_scored
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.engine.launch import add_config_overrides, build_runner, load_config
+from ddetr_plugin.engine.launch import (
+    add_config_overrides,
+    build_runner,
+    enable_amp,
+    load_config,
+)
 
 # isort: split
 from mmengine.runner import Runner
@@ -412,16 +417,25 @@ def main():
     parser.add_argument('--config', help='default: the demo or the custom config in configs/')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the data>')
     parser.add_argument('--iters', type=int, help='length of the training, schedule included')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU; has a work '
+        'folder of its own, ending with -amp',
+    )
     add_config_overrides(parser)
     args = parser.parse_args()
     if args.iters is not None and args.iters < 1:
         parser.error(f'--iters takes a number of iterations from 1 on, got {args.iters}')
 
     data = args.data or DEMO_DATA
-    work_dir = args.work_dir or Path('work_dirs') / data.resolve().name
+    name = data.resolve().name + ('-amp' if args.amp else '')
+    work_dir = args.work_dir or Path('work_dirs') / name
     path = args.config or (CUSTOM_CONFIG if args.data else DEMO_CONFIG)
     try:
         config = read_config(path, args.cfg_options, work_dir, args.iters)
+        if args.amp:
+            enable_amp(config)
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
         train, val = find_data(data, config_scales(config))

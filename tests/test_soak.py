@@ -1,0 +1,97 @@
+"""The soak test finds leaks, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+import soak
+
+MIB = 2**20
+
+
+def readings(count, work):
+    """The memory of this process after each of `count` calls."""
+    samples = []
+    for number in range(count):
+        work(number)
+        samples.append(soak.resident_mib())
+    return samples
+
+
+def test_a_real_leak_is_found_and_peaks_and_warming_up_are_none():
+    kept = []
+    leaking = readings(24, lambda n: kept.append(np.ones(6 * MIB, np.uint8)))
+    # The median of the last 6 readings is 12 calls after that of the second 6.
+    assert soak.growth_mib(leaking) == pytest.approx(12 * 6, abs=6)
+    assert soak.growth_mib(leaking) > soak.ALLOWED_MIB
+    warm = []
+
+    def work(number):
+        if number < 6:
+            warm.append(np.ones(20 * MIB, np.uint8))
+        np.ones((100 if number in (9, 23) else 1) * MIB, np.uint8)
+
+    assert abs(soak.growth_mib(readings(24, work))) < soak.ALLOWED_MIB / 4
+
+
+def test_memory_of_data_workers_counts_and_what_they_share_counts_once():
+    import multiprocessing
+
+    shared = np.ones(200 * MIB, np.uint8)
+    before = soak.resident_mib()
+    context = multiprocessing.get_context('fork')
+    ready, done = context.Event(), context.Event()
+
+    def worker():
+        own = np.ones(100 * MIB, np.uint8)
+        ready.set()
+        done.wait()
+        del own
+
+    process = context.Process(target=worker)
+    process.start()
+    assert ready.wait(20)
+    added = soak.resident_mib() - before
+    done.set()
+    process.join()
+    assert added == pytest.approx(100, abs=30)
+    assert shared.all()
+
+
+def test_too_short_a_run_says_so():
+    with pytest.raises(ValueError, match='3 readings.*run for longer'):
+        soak.growth_mib([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize('leaks', [False, True])
+def test_a_short_soak_passes_and_fails_where_predicting_leaks(
+    tiny_job, tmp_path, monkeypatch, leaks
+):
+    config = tiny_job(
+        train_cfg=dict(
+            _delete_=True, type='IterBasedTrainLoop', max_iters=10**6, val_interval=10**6
+        ),
+        train_dataloader=dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True)),
+    )
+    kept = []
+    detect = soak.predict.detect
+
+    def leaking(*arguments, **options):
+        kept.append(np.ones(12 * MIB, np.uint8))
+        return detect(*arguments, **options)
+
+    if leaks:
+        monkeypatch.setattr(soak.predict, 'detect', leaking)
+    monkeypatch.setattr(soak, 'SIDES', (16, 64))
+    work_dir = tmp_path / 'soak'
+    run = ['--minutes', '0.03', '--interval', '1', '--predictions', '20']
+    arguments = [*run, '--config', str(config), '--work-dir', str(work_dir)]
+    if leaks:
+        with pytest.raises(SystemExit) as stopped:
+            soak.main(arguments)
+        assert stopped.value.code == 1
+    else:
+        soak.main(arguments)
+    report = json.loads((work_dir / 'soak.json').read_text())
+    assert report['steps'] == len(report['training']['samples_mib'])
+    assert (report['predictions']['growth_mib'] > soak.ALLOWED_MIB) == leaks

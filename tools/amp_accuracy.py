@@ -1,0 +1,72 @@
+"""Train the demo in float32 and in mixed precision, and compare what comes out.
+
+    python tools/amp_accuracy.py [--iters N] [--work-dir work_dirs/amp]
+
+Runs tools/demo.py once for each precision: float32, bfloat16, and on a GPU float16 with scaled
+gradients. Each has a folder of its own, in which an interrupted run goes on. Exit status 1 if an
+mAP is further than ALLOWED from that of float32.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+TOOLS = Path(__file__).resolve().parent
+ALLOWED = 0.02
+OPTIONS = {
+    'float32': [],
+    'bfloat16': ['--cfg-options', 'optim_wrapper.type=ddetr_plugin.AutocastOptimWrapper'],
+    'float16': ['--amp'],
+}
+
+
+def precisions():
+    """Those that this machine trains in: on a CPU float16 gradients would need scaling."""
+    return [name for name in OPTIONS if name != 'float16' or torch.cuda.is_available()]
+
+
+def train(precision, work_dir, iters):
+    """Runs the demo; returns its metrics.
+
+    Raises:
+        subprocess.CalledProcessError: it failed, and has said why.
+    """
+    folder = work_dir / precision
+    command = [sys.executable, str(TOOLS / 'demo.py'), '--work-dir', str(folder)]
+    length = [] if iters is None else ['--iters', str(iters)]
+    subprocess.run([*command, *length, *OPTIONS[precision]], check=True)
+    return json.loads((folder / 'metrics.json').read_text())
+
+
+def compare(metrics):
+    """Prints a table of {precision: metrics}; returns whether all are near float32."""
+    exact = metrics['float32']['bbox_mAP']
+    print('| precision | mAP | difference | training |\n|---|---|---|---|')
+    for name, found in metrics.items():
+        difference = found['bbox_mAP'] - exact
+        print(
+            f'| {name} | {found["bbox_mAP"]:.3f} | {difference:+.3f} | '
+            f'{found["train_seconds"] / 60:.1f} min |'
+        )
+    return all(abs(found['bbox_mAP'] - exact) <= ALLOWED for found in metrics.values())
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--iters', type=int, help="default: the demo's own length")
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/amp'))
+    args = parser.parse_args(arguments)
+    try:
+        metrics = {name: train(name, args.work_dir, args.iters) for name in precisions()}
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+    if not compare(metrics):
+        sys.exit(f'error: mixed precision changes mAP by more than {ALLOWED}')
+
+
+if __name__ == '__main__':
+    main()
