@@ -39,6 +39,7 @@ def run(tiny_job, tmp_path, usual_algorithms):
 
     def call(name, seed=0, deterministic=False, **changes):
         config = Config.fromfile(tiny_job(train_cfg=dict(max_epochs=1, val_begin=2), **changes))
+        config.launcher = 'none'
         config.randomness = dict(seed=seed, deterministic=deterministic)
         config.work_dir = str(tmp_path / name)
         config.experiment_name += f'-{name}'
