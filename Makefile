@@ -84,12 +84,14 @@ test-cuda: ## build the op in place and run its tests on the GPU; needs requirem
 	DDETR_REQUIRE_NATIVE=1 $(CUDA_PYTHON) -m pytest -q --tb=short -m cuda tests/ops $(ARGS)
 
 # In the folder of the build, so that Python finds that package and not this one. Leaks are those of
-# Python itself; a process that dies at exit under compilers' threads is no finding either.
+# Python itself; memory that cannot be had is an error as without sanitizers; a process that dies at
+# exit under compilers' threads is no finding either.
 sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
 		LDFLAGS='-fsanitize=address,undefined' DDETR_BUILD_OPS=1 $(PY) setup.py -q \
 		build --build-base build/sanitized --build-lib build/sanitized/lib
-	cd build/sanitized/lib && DDETR_REQUIRE_NATIVE=1 ASAN_OPTIONS=detect_leaks=0 \
+	cd build/sanitized/lib && DDETR_REQUIRE_NATIVE=1 \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		$(abspath $(PY)) -m pytest -q --tb=short -p no:cacheprovider $(ARGS) \
 		$(addprefix $(CURDIR)/tests/ops/,$(SANITIZED_TESTS))

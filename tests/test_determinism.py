@@ -1,5 +1,6 @@
 """The same seed gives the same bits, also where torch refuses what is not deterministic."""
 
+import copy
 import os
 
 import pytest
@@ -73,7 +74,7 @@ def test_two_trainings_with_one_seed_have_the_same_losses_weights_and_detections
 
 
 def test_training_and_inference_run_where_torch_refuses_nondeterministic_algorithms(run):
-    two_stage = {'model': VARIANTS['two-stage'], 'model.query_head.num_classes': 3}
+    two_stage = {'model': copy.deepcopy(VARIANTS['two-stage']), 'model.query_head.num_classes': 3}
     two_stage['model.query_head.num_queries'] = 12
     two_stage['model.query_head.embed_dims'] = 16
     first = run('first', deterministic=True, **two_stage)

@@ -24,12 +24,13 @@ def test_a_real_leak_is_found_and_peaks_and_warming_up_are_none():
     # The median of the last 6 readings is 12 calls after that of the second 6.
     assert soak.growth_mib(leaking) == pytest.approx(12 * 6, abs=6)
     assert soak.growth_mib(leaking) > soak.ALLOWED_MIB
+    # A peak in the end is none where one was before: freed memory may be kept for reuse.
     warm = []
 
     def work(number):
         if number < 6:
             warm.append(np.ones(20 * MIB, np.uint8))
-        np.ones((100 if number in (9, 23) else 1) * MIB, np.uint8)
+        np.ones((100 if number in (3, 23) else 1) * MIB, np.uint8)
 
     assert abs(soak.growth_mib(readings(24, work))) < soak.ALLOWED_MIB / 4
 
@@ -84,7 +85,7 @@ def test_a_short_soak_passes_and_fails_where_predicting_leaks(
         monkeypatch.setattr(soak.predict, 'detect', leaking)
     monkeypatch.setattr(soak, 'SIDES', (16, 64))
     work_dir = tmp_path / 'soak'
-    run = ['--minutes', '0.03', '--interval', '1', '--predictions', '20']
+    run = ['--minutes', '0', '--interval', '1', '--predictions', '20']
     arguments = [*run, '--config', str(config), '--work-dir', str(work_dir)]
     if leaks:
         with pytest.raises(SystemExit) as stopped:

@@ -83,7 +83,12 @@ def growth_mib(samples):
 
 
 class MemoryHook(Hook):
-    """Reads the memory after every `interval`-th step, and ends the training after some time."""
+    """Reads the memory after every `interval`-th step, and ends the training.
+
+    Args:
+        seconds: how long to train, from the first step on; longer where too few readings are made.
+        interval: steps between two readings.
+    """
 
     priority = 'VERY_LOW'
 
@@ -94,11 +99,10 @@ class MemoryHook(Hook):
         self._end = None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        # From the first step on: setting up is not part of it.
         self._end = self._end or time.monotonic() + self.seconds
         if runner.iter % self.interval == 0:
             self.samples.append(resident_mib())
-        if time.monotonic() > self._end:
+        if time.monotonic() >= self._end and len(self.samples) >= LEAST_SAMPLES:
             runner.train_loop.stop_training = True
 
 
