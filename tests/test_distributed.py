@@ -137,12 +137,11 @@ def assert_the_same_training(of_one, of_many):
 @pytest.mark.parametrize(
     ('processes', 'changes', 'torchrun'),
     [
-        (2, {}, False),
         (4, {}, False),
         (2, dict(model_wrapper_cfg=WRAPPER), True),
         (2, SHARDED, False),
     ],
-    ids=['two', 'four', 'two of the configs, by torchrun', 'two, sharded'],
+    ids=['four', 'two of the configs, by torchrun', 'two, sharded'],
 )
 def test_gloo_processes_give_the_losses_of_one_with_the_batch_of_all(
     recorded_job, tmp_path, run_of_one, processes, changes, torchrun
@@ -158,10 +157,10 @@ def test_gloo_processes_give_the_losses_of_one_with_the_batch_of_all(
 def test_a_process_without_ground_truth_neither_hangs_nor_skews_the_normaliser(
     recorded_job, tiny_coco, tmp_path
 ):
-    """Every second picture, those of the second process, has no boxes; in two steps nobody has."""
+    """Every second picture, all those of the second process, has no boxes."""
     content = json.loads(tiny_coco.annotations.read_text())
     ids = [image['id'] for image in content['images']]
-    kept = set(ids[:4:2])
+    kept = {ids[0], ids[2], ids[4]}
     content['annotations'] = [a for a in content['annotations'] if a['image_id'] in kept]
     file = tmp_path / 'half.json'
     file.write_text(json.dumps(content))
@@ -175,10 +174,8 @@ def test_a_process_without_ground_truth_neither_hangs_nor_skews_the_normaliser(
     two = train(recorded_job(name='two.py', **changes), tmp_path / 'two', 2, 2)
     assert_the_same_training(one, two)
     with_boxes, without = two[0]
-    for k in (0, 2):
-        assert with_boxes[k]['loss_bbox'] > 0 and without[k]['loss_bbox'] == 0
-        assert with_boxes[k + 1]['loss_bbox'] == without[k + 1]['loss_bbox'] == 0
-        assert all(losses[j]['loss_cls'] > 0 for losses in two[0] for j in (k, k + 1))
+    assert all(losses['loss_bbox'] > 0 for losses in with_boxes)
+    assert all(losses['loss_bbox'] == 0 < losses['loss_cls'] for losses in without)
 
 
 def test_a_step_has_one_reduction_per_bucket_of_gradients_and_one_of_the_normaliser(
