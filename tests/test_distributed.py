@@ -62,9 +62,9 @@ def train(config, folder, processes, batch_size, *options, torchrun=False):
     else:
         command = ['tools/train.py', *arguments]
         if processes > 1:
-            torchrun = ['-m', 'torch.distributed.run', '--standalone']
+            module = ['-m', 'torch.distributed.run', '--standalone']
             launcher = ['--launcher', 'pytorch']
-            command = [*torchrun, f'--nproc_per_node={processes}', *command, *launcher]
+            command = [*module, f'--nproc_per_node={processes}', *command, *launcher]
         run([sys.executable, *command], config.parent)
     losses = []
     for rank in range(processes):
