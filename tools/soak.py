@@ -30,7 +30,7 @@ from mmengine.hooks import Hook
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_CONFIG = ROOT / 'configs' / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
 DEMO_DATA = Path('data/demo')
-# What was measured without a leak is below half of it; see the README.
+# Some times what was measured without a leak; see the README.
 ALLOWED_MIB = 48
 SCALES = [(width, height) for width in (128, 160, 192, 224) for height in (128, 176, 208)]
 SIDES = (16, 640)  # of the pictures that are predicted, pixels
