@@ -103,7 +103,7 @@ custom_hooks = [
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='ddetr_plugin.AtomicCheckpointHook',
         by_epoch=False,
         interval=eval_interval,
         max_keep_ckpts=1,

@@ -139,7 +139,9 @@ def tiny_job(tmp_path, tiny_coco):
                 param_scheduler=[dict(type='MultiStepLR', by_epoch=True, milestones=[1])],
                 auto_scale_lr=dict(enable=False, base_batch_size=32),
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto'),
+                    checkpoint=dict(
+                        type='ddetr_plugin.AtomicCheckpointHook', interval=1, save_best='auto'
+                    ),
                     visualization=dict(type='DetVisualizationHook'),
                 ),
                 custom_hooks=[
