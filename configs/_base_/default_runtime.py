@@ -19,6 +19,8 @@ custom_hooks = [
     dict(type='ddetr_plugin.RandomStateHook'),
     # load_from may name weights of other implementations, and for other classes.
     dict(type='ddetr_plugin.ForeignCheckpointHook'),
+    # Broken pictures of all processes are added up; in tests the first one stops.
+    dict(type='ddetr_plugin.BrokenPictureHook'),
 ]
 
 env_cfg = dict(
