@@ -103,6 +103,7 @@ custom_hooks = [
     dict(type='ddetr_plugin.TrainClockHook'),
     dict(type='ddetr_plugin.ForeignCheckpointHook'),
     dict(type='ddetr_plugin.BrokenPictureHook'),
+    dict(type='ddetr_plugin.BadNumberHook'),
 ]
 
 default_hooks = dict(

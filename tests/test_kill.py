@@ -46,7 +46,7 @@ class Server:
         )
         if kill_after is not None:
             # By its own clock: moments are as random where other processes are busy.
-            while not (used := cpu_seconds(pid)) is None and used < kill_after:
+            while (used := cpu_seconds(pid)) is not None and used < kill_after:
                 time.sleep(0.002)
             os.kill(pid, signal.SIGKILL)
         return self.ask(wait=pid)

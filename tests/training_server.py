@@ -1,10 +1,11 @@
 """Starts trainings in forked processes, so that thirty of them cost the imports of one.
 
-Its one argument is a config, which it trains once to be warm. Then it reads JSON lines, ``{"config": FILE, "work_dir": DIR, "resume": true, "result": FILE}``, and for
-each prints the id of a process that trains as ``tools/train.py`` does and writes the final state
-to `result`; ``{"wait": PID}`` prints its exit status and its seconds of CPU. With ``"die_at": N`` the process ends itself
-with SIGKILL at the N-th thing that it does to a file of `work_dir`: just before it opens, renames
-or removes one, or after half of a checkpoint is written.
+Its one argument is a config, which it trains once to be warm. Then it reads JSON lines. For each
+``{"config": FILE, "work_dir": DIR, "resume": true, "result": FILE}`` it prints the id of a process
+that trains as ``tools/train.py`` does and writes the final state to `result`; for
+``{"wait": PID}`` its exit status and its seconds of CPU. With ``"die_at": N`` the process ends
+itself with SIGKILL at the N-th thing that it does to a file of `work_dir`: just before it opens,
+renames or removes one, or after half of a checkpoint is written.
 """
 
 import gc
@@ -16,14 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import VISUALIZERS
 
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.engine import launch
-
-from mmdet.visualization import DetLocalVisualizer  # after ddetr_plugin # noqa: E402, I001
 
 
 class Death:
@@ -41,9 +40,9 @@ class Death:
             changes = isinstance(mode, str) and set(mode) & set('wax+')
         else:
             path, changes = arguments[0], event in ('os.rename', 'os.remove')
-        if changes and isinstance(path, str | os.PathLike):
-            if Path(self.folder) in Path(path).parents:
-                self.count()
+        named = changes and isinstance(path, str | os.PathLike)
+        if named and Path(self.folder) in Path(path).parents:
+            self.count()
 
     def put(self, put, backend, content, path):
         if self.left == 1:
@@ -81,7 +80,7 @@ def main():
     with TemporaryDirectory() as folder:
         train(dict(config=sys.argv[1], work_dir=folder, resume=False))
     # The runs to come must not find this one's loggers.
-    for kind in (DetLocalVisualizer, MessageHub, MMLogger):
+    for kind in (VISUALIZERS.get('mmdet.DetLocalVisualizer'), MessageHub, MMLogger):
         kind._instance_dict.clear()
     gc.collect()
     gc.freeze()

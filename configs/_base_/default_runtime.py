@@ -21,6 +21,8 @@ custom_hooks = [
     dict(type='ddetr_plugin.ForeignCheckpointHook'),
     # Broken pictures of all processes are added up; in tests the first one stops.
     dict(type='ddetr_plugin.BrokenPictureHook'),
+    # A NaN or an infinity stops the step: with the name of the tensor, and its pictures saved.
+    dict(type='ddetr_plugin.BadNumberHook'),
 ]
 
 env_cfg = dict(
