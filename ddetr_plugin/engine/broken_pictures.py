@@ -7,6 +7,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
 
 from ddetr_plugin.datasets.load_checked import (
     BrokenPictureError,
@@ -70,7 +71,8 @@ class BrokenPictureHook(Hook):
                     loaders[0].ledger.add(path, reason)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.max_epochs == 1 and self.every_n_train_iters(runner, self.interval):
+        by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if by_iteration and self.every_n_train_iters(runner, self.interval):
             self._add_up(runner)
 
     def after_train_epoch(self, runner) -> None:

@@ -84,7 +84,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner) -> None:
         """Choose the checkpoint of a run that resumes."""
-        if runner._resume and not runner._has_loaded:
+        # FlexibleRunner's `resume` may also be a path, which is then the user's.
+        if runner._resume is True and not runner._has_loaded:
             given = runner._load_from
             runner._load_from = resume_path(runner.work_dir, self._folder(runner), given)
 
