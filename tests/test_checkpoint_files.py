@@ -16,6 +16,8 @@ from ddetr_plugin.engine import CheckpointError
 from ddetr_plugin.engine.durable_files import PARTIAL, what_is_broken, write_text
 from ddetr_plugin.engine.resumption import resume_path
 
+pytestmark = pytest.mark.usefixtures('plain_configs')
+
 
 @contextmanager
 def full_disk():
@@ -147,22 +149,36 @@ def test_so_many_failures_in_a_row_stop_the_training(tiny_job, tmp_path):
     assert runner.epoch == 1
 
 
-@pytest.mark.parametrize('fault', ['truncated', 'empty note', 'no note', 'moved'])
-def test_a_run_resumes_from_the_newest_complete_checkpoint(trained, tmp_path, fault):
-    _, work_dir, _ = trained
-    one, two = (work_dir / f'epoch_{epoch}.pth' for epoch in (1, 2))
+@pytest.fixture
+def folder(tmp_path):
+    """A work folder with two checkpoints; what is in them does not matter."""
+    path = tmp_path / 'work'
+    path.mkdir()
+    for epoch in (1, 2):
+        torch.save({'state_dict': {'weight': torch.randn(100)}}, path / f'epoch_{epoch}.pth')
+    (path / 'last_checkpoint').write_text(str(path / 'epoch_2.pth'))
+    return path
+
+
+@pytest.mark.parametrize('fault', ['none', 'truncated', 'empty note', 'no note', 'moved', 'newer'])
+def test_a_run_resumes_from_the_newest_complete_checkpoint(folder, tmp_path, fault):
+    one, two = (folder / f'epoch_{epoch}.pth' for epoch in (1, 2))
     expected = two
     if fault == 'truncated':
         two.write_bytes(two.read_bytes()[:-100])
         expected = one
     elif fault == 'empty note':
-        (work_dir / 'last_checkpoint').write_text('')
+        (folder / 'last_checkpoint').write_text('')
     elif fault == 'no note':
-        (work_dir / 'last_checkpoint').unlink()
-    else:
-        work_dir = work_dir.rename(tmp_path / 'moved')
-        expected = work_dir / 'epoch_2.pth'
-    assert resume_path(work_dir, work_dir, None) == str(expected)
+        (folder / 'last_checkpoint').unlink()
+    elif fault == 'moved':
+        folder = folder.rename(tmp_path / 'moved')
+        expected = folder / 'epoch_2.pth'
+    elif fault == 'newer':
+        # Of another run that was in this folder before.
+        two.rename(folder / 'epoch_50.pth')
+        expected = one
+    assert resume_path(folder, folder, None) == str(expected)
 
 
 def test_a_truncated_checkpoint_of_mmengine_costs_one_epoch_and_no_bit(trained):
@@ -175,14 +191,13 @@ def test_a_truncated_checkpoint_of_mmengine_costs_one_epoch_and_no_bit(trained):
     assert what_is_broken(two) is None
 
 
-def test_a_broken_checkpoint_that_was_asked_for_is_refused(trained):
-    _, work_dir, _ = trained
-    two = work_dir / 'epoch_2.pth'
+def test_a_broken_checkpoint_that_was_asked_for_is_refused(folder):
+    two = folder / 'epoch_2.pth'
     content = bytearray(two.read_bytes())
     content[len(content) // 2] ^= 1
     two.write_bytes(content)
     with pytest.raises(ValueError, match='checksum .* the newest complete one is .*epoch_1.pth'):
-        resume_path(work_dir, work_dir, str(two))
+        resume_path(folder, folder, str(two))
 
 
 def test_where_no_checkpoint_is_complete_nothing_starts_anew_in_silence(tmp_path):

@@ -187,8 +187,9 @@ class BadNumberHook(Hook):
 
     def _report(self, runner, complaint: str) -> NotFiniteError:
         """Save the batch, and return the error to raise."""
-        first = self._first_bad(runner, in_float32=False)
+        # Before the model runs again.
         losses = {k: v for k, v in self._losses.items() if isinstance(v, Tensor)}
+        first = self._first_bad(runner, in_float32=False)
         if first is None:
             first = next((f'loss {k}' for k, v in losses.items() if is_bad(v)), None)
         if first is None and complaint.startswith('the norm') and get_world_size() == 1:

@@ -189,7 +189,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         info = runner.message_hub.runtime_info
         infos = dict(info)
-        own = {name: copy.copy(getattr(self, name, None)) for name in BOOKS}
+        own = {name: copy.copy(value) for name, value in vars(self).items() if name in BOOKS}
         error = [None]
         try:
             save()
