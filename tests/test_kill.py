@@ -123,7 +123,6 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(start_server, t
             else:
                 how = dict(kill_after=moments.uniform(0, duration))
             status, used = server.train(config, work_dir, resume=True, **how)
-            print(runs, attempt, how, status, used, time.monotonic())
             assert_every_checkpoint_is_complete(work_dir)
             if status == 0:
                 break
