@@ -10,7 +10,11 @@ eval_interval = 350
 num_queries = 100
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(
+        type='ddetr_plugin.LoadImageChecked',
+        load=dict(type='LoadImageFromFile'),
+        max_broken=10,
+    ),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
     dict(

@@ -13,7 +13,11 @@ eval_interval = 400
 scale = (192, 192)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(
+        type='ddetr_plugin.LoadImageChecked',
+        load=dict(type='LoadImageFromFile'),
+        max_broken=10,
+    ),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='PackDetInputs'),
@@ -98,12 +102,14 @@ custom_hooks = [
     dict(type='ddetr_plugin.RandomStateHook'),
     dict(type='ddetr_plugin.TrainClockHook'),
     dict(type='ddetr_plugin.ForeignCheckpointHook'),
+    dict(type='ddetr_plugin.BrokenPictureHook'),
+    dict(type='ddetr_plugin.BadNumberHook'),
 ]
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='ddetr_plugin.AtomicCheckpointHook',
         by_epoch=False,
         interval=eval_interval,
         max_keep_ckpts=1,

@@ -28,6 +28,14 @@ def fixed_seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def plain_configs(monkeypatch):
+    """Configs are written as they are: a short training spends most of its time on their looks."""
+    import mmengine.config.config as module  # here, as the operator's tests need no mmengine
+
+    monkeypatch.setattr(module, 'FormatCode', lambda text, **style: (text, True))
+
+
 @pytest.fixture(scope='session')
 def tiny_coco(tmp_path_factory):
     """Eight noisy 64 x 48 pictures with one to three filled rectangles each, three classes."""
@@ -139,7 +147,9 @@ def tiny_job(tmp_path, tiny_coco):
                 param_scheduler=[dict(type='MultiStepLR', by_epoch=True, milestones=[1])],
                 auto_scale_lr=dict(enable=False, base_batch_size=32),
                 default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto'),
+                    checkpoint=dict(
+                        type='ddetr_plugin.AtomicCheckpointHook', interval=1, save_best='auto'
+                    ),
                     visualization=dict(type='DetVisualizationHook'),
                 ),
                 custom_hooks=[

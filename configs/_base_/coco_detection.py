@@ -7,7 +7,12 @@ backend_args = None
 short_sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=backend_args),
+    # Others are taken in place of the first broken pictures; then the training stops.
+    dict(
+        type='ddetr_plugin.LoadImageChecked',
+        load=dict(type='LoadImageFromFile', backend_args=backend_args),
+        max_broken=10,
+    ),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
     dict(

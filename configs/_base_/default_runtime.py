@@ -6,7 +6,10 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
+    # Complete at any moment, whatever happens to the process or the disk.
+    checkpoint=dict(
+        type='ddetr_plugin.AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
@@ -16,6 +19,10 @@ custom_hooks = [
     dict(type='ddetr_plugin.RandomStateHook'),
     # load_from may name weights of other implementations, and for other classes.
     dict(type='ddetr_plugin.ForeignCheckpointHook'),
+    # Broken pictures of all processes are added up; in tests the first one stops.
+    dict(type='ddetr_plugin.BrokenPictureHook'),
+    # A NaN or an infinity stops the step: with the name of the tensor, and its pictures saved.
+    dict(type='ddetr_plugin.BadNumberHook'),
 ]
 
 env_cfg = dict(

@@ -1,7 +1,14 @@
 """What the data pipeline needs beyond mmdet's datasets and transforms."""
 
+from ddetr_plugin.datasets.load_checked import BrokenPictureError, LoadImageChecked
 from ddetr_plugin.datasets.load_resized import LoadImageResized
 from ddetr_plugin.datasets.official_coco import OfficialCocoDataset
 from ddetr_plugin.datasets.official_resize import OfficialResize
 
-__all__ = ['LoadImageResized', 'OfficialCocoDataset', 'OfficialResize']
+__all__ = [
+    'BrokenPictureError',
+    'LoadImageChecked',
+    'LoadImageResized',
+    'OfficialCocoDataset',
+    'OfficialResize',
+]

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
+from ddetr_plugin.engine.checkpoint_hook import AtomicCheckpointHook
 from ddetr_plugin.registry import RUNNERS, STRATEGIES
 
 __all__ = ['ShardingRunner', 'ShardingStrategy', 'full_state_dict', 'wrap_classes']
@@ -108,6 +109,16 @@ class ShardingRunner(FlexibleRunner):
     CheckpointHook writes a checkpoint once more after a validation that was the best so far. By
     then the epoch is counted; mmengine counts it again, and resuming would leave one out.
     """
+
+    def load_or_resume(self) -> None:
+        """As mmengine's, after `AtomicCheckpointHook` has chosen the checkpoint.
+
+        It does so in `before_run`, which comes too late here.
+        """
+        for hook in self.hooks:
+            if isinstance(hook, AtomicCheckpointHook):
+                hook.before_run(self)
+        super().load_or_resume()
 
     def save_checkpoint(
         self,

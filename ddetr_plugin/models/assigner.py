@@ -15,9 +15,14 @@ from torch import Tensor
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.registry import TASK_UTILS
 
-__all__ = ['HungarianAssigner']
+__all__ = ['HungarianAssigner', 'NotFiniteError']
 
 Match = tuple[np.ndarray, np.ndarray]
+
+
+class NotFiniteError(ValueError):
+    """A number is NaN or infinite where it must not be; the message names the first tensor."""
+
 
 _COUNTERPARTS = {
     'FocalLossCost': 'ddetr_plugin.FocalCost',
@@ -88,7 +93,7 @@ class HungarianAssigner(BaseAssigner):
             Two int64 arrays of length min(Q, G): query index, rising, and ground-truth index.
 
         Raises:
-            ValueError: a cost is NaN or infinite.
+            NotFiniteError: a cost is NaN or infinite.
         """
         # scipy refuses NaN, but takes infinity as "forbidden" and pairs around it.
         self._check_finite(cost)
@@ -98,7 +103,7 @@ class HungarianAssigner(BaseAssigner):
     def _check_finite(cost: np.ndarray) -> None:
         finite = np.isfinite(cost)
         if not finite.all():
-            raise ValueError(
+            raise NotFiniteError(
                 f'matching needs finite costs, got {int((~finite).sum())} of {cost.size} that are '
                 'NaN or infinite'
             )
@@ -116,8 +121,8 @@ class HungarianAssigner(BaseAssigner):
             result[i][n][b]: see `match`.
 
         Raises:
-            ValueError: a cost is NaN or infinite, be it in the padding; the message says of which
-                set, layer, picture.
+            NotFiniteError: a cost is NaN or infinite, be it in the padding; the message says of
+                which set, layer, picture.
         """
         host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         results, start = [], 0
@@ -132,9 +137,9 @@ class HungarianAssigner(BaseAssigner):
                         # In a picture without ground truth the padding alone shows what is wrong.
                         self._check_finite(table)
                         pictures.append(self.match(table[:, :num]))
-                    except ValueError as error:
+                    except NotFiniteError as error:
                         place = f'prediction set {i}, layer {n}, picture {b}'
-                        raise ValueError(f'{error} ({place})') from None
+                        raise NotFiniteError(f'{error} ({place})') from None
                 layers.append(pictures)
             results.append(layers)
         return results
@@ -160,8 +165,9 @@ class HungarianAssigner(BaseAssigner):
             `labels` (Q,): -1 or the class.
 
         Raises:
-            ValueError: `img_meta` has no `img_shape`; or a prediction or a ground truth is NaN,
-                infinite or of an unknown class: the message names the first such tensor.
+            ValueError: `img_meta` has no `img_shape`.
+            NotFiniteError: a prediction or a ground truth is NaN, infinite or of an unknown class:
+                the message names the first such tensor.
         """
         if not img_meta or 'img_shape' not in img_meta:
             raise ValueError(
@@ -183,9 +189,9 @@ class HungarianAssigner(BaseAssigner):
             )
             try:
                 match = self.match(cost.cpu().numpy())
-            except ValueError as error:
+            except NotFiniteError as error:
                 bad = _first_bad(pred_instances, gt_instances)
-                raise ValueError(f'{error}; {bad}') from None
+                raise NotFiniteError(f'{error}; {bad}') from None
             query, gt = (torch.from_numpy(x).to(device) for x in match)
             gt_inds[query] = gt + 1
             assigned_labels[query] = labels[gt]

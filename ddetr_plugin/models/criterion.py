@@ -15,7 +15,7 @@ from mmdet.structures.bbox import (
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from ddetr_plugin.models.assigner import Match
+from ddetr_plugin.models.assigner import Match, NotFiniteError
 from ddetr_plugin.registry import MODELS, TASK_UTILS
 
 __all__ = ['IoUAwareSetCriterion', 'Matches', 'SetCriterion', 'Targets']
@@ -143,7 +143,7 @@ class SetCriterion(nn.Module):
             number of ground truths: its mean over all processes, at least 1.
 
         Raises:
-            ValueError: a prediction or a ground truth is NaN or infinite where matching needs
+            NotFiniteError: a prediction or a ground truth is NaN or infinite where matching needs
                 it; the message names the first such tensor.
         """
         return self.losses_and_matches(logits, boxes, targets, proposal_logits, proposal_boxes)[0]
@@ -172,8 +172,8 @@ class SetCriterion(nn.Module):
             ]
             try:
                 matches = self.assigner.match_batch(costs, targets.counts)
-            except ValueError as error:
-                raise ValueError(f'{error}; {_first_bad(sets)}') from None
+            except NotFiniteError as error:
+                raise NotFiniteError(f'{error}; {_first_bad(sets)}') from None
             # Filled by the device: a copy of a number would wait for it.
             count = torch.full((), float(sum(targets.counts)), device=logits.device)
             all_reduce(count, op='mean')

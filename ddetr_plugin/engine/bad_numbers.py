@@ -1,0 +1,224 @@
+"""Stops a training at the first NaN or infinity, and says where it comes from."""
+
+import logging
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ddetr_plugin.engine.first_bad import (
+    first_bad_gradient,
+    first_bad_input,
+    first_bad_output,
+    first_bad_weight,
+    is_bad,
+)
+from ddetr_plugin.engine.random_state import capture_random_state
+from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.registry import HOOKS
+
+__all__ = ['BadNumberHook']
+
+
+def save_batch(folder: Path, data: dict, report: str, **more) -> None:
+    """Write a batch of a data loader for people and for programs.
+
+    ``batch.pth`` loads with ``weights_only=True``; ``picture_<i>.png`` shows each picture as the
+    network got it, with its boxes; ``report.txt`` says what happened, and names the files.
+
+    Args:
+        folder: is made.
+        data: `inputs`, B tensors (3, h, w), and `data_samples`.
+        report: text.
+        **more: what else goes into ``batch.pth``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for i, (picture, sample) in enumerate(zip(data['inputs'], data['data_samples'])):
+        boxes = get_box_tensor(sample.gt_instances.bboxes).cpu()
+        pictures.append(
+            dict(
+                inputs=picture.cpu(),
+                bboxes=boxes,
+                labels=sample.gt_instances.labels.cpu(),
+                metainfo={k: _plain(v) for k, v in sample.metainfo.items()},
+            )
+        )
+        shown = picture.float().nan_to_num(0, 255, 0).clamp(0, 255).byte().cpu()
+        shown = np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
+        for box in boxes[boxes.isfinite().all(-1)].round().int().tolist():
+            cv2.rectangle(shown, box[:2], box[2:], (0, 255, 0))
+        cv2.imwrite(str(folder / f'picture_{i}.png'), shown)
+    (folder / 'report.txt').write_text(report + '\n')
+    torch.save(dict(report=report, pictures=pictures, **more), folder / 'batch.pth')
+
+
+def _plain(value):
+    """A value of meta information that any process may load."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, int | float | str | None) else str(value)
+
+
+@HOOKS.register_module()
+class BadNumberHook(Hook):
+    """Stops at a NaN or an infinity, names the first tensor that has one, and saves the batch.
+
+    It looks at numbers that the host has anyway, so that no step waits for a GPU once more: the
+    costs of matching (before the losses), the norm by which gradients are clipped (before the
+    weights change), and the losses that are logged. Only if one of them is bad does it run the
+    step again, module by module, and looks in this order: pictures and boxes, weights, outputs of
+    modules, what the step complained of, losses, gradients. The pictures, as they were loaded and
+    augmented, are in ``<work_dir>/bad_batch_iter_<n>``. The weights are still good, except where
+    gradients are not clipped (``clip_grad``) and a loss was bad; checkpoints are, in any case.
+
+    Under a gradient scaler (float16) an overflow is not an error: the scaler leaves out the step,
+    and so does this hook (in a run of one process) if already the forward pass overflows but is
+    finite in float32. Only `max_overflows` such steps in a row stop the training.
+
+    Args:
+        max_overflows: see above.
+
+    Raises:
+        NotFiniteError: on use: the step has bad numbers.
+    """
+
+    # After RuntimeInfoHook, which brings the losses to the host, and before CheckpointHook.
+    priority = 'NORMAL'
+
+    def __init__(self, max_overflows: int = 100):
+        self.max_overflows = max_overflows
+        self._overflows = 0
+        self._losses: dict = {}
+        self._undo = []
+
+    def before_train(self, runner) -> None:
+        """Watch the steps of the model and of the optimizer."""
+        self._data = self._random_state = None
+        step = runner.model.train_step
+
+        def train_step(data, optim_wrapper):
+            self._data, self._random_state = data, capture_random_state()
+            try:
+                return step(data, optim_wrapper)
+            except NotFiniteError as error:
+                return self._judge(runner, str(error))
+
+        runner.model.train_step = train_step
+        self._undo = [lambda: delattr(runner.model, 'train_step')]
+        handle = self._model(runner).register_forward_hook(self._keep_losses)
+        self._undo.append(handle.remove)
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs and not scaled(wrapper):
+            handle = wrapper.optimizer.register_step_pre_hook(lambda *_: self._check_norm(wrapper))
+            self._undo.append(handle.remove)
+
+    def after_train(self, runner) -> None:
+        for undo in self._undo:
+            undo()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Look at the losses as they were logged."""
+        scalars = runner.message_hub.log_scalars
+        for name in outputs or {}:
+            if not math.isfinite(scalars[f'train/{name}'].current()):
+                self._judge(runner, f'train/{name} is {scalars[f"train/{name}"].current()}')
+                return
+        if outputs:
+            self._overflows = 0
+
+    def _keep_losses(self, model, arguments, output) -> None:
+        self._losses = output if isinstance(output, dict) else {}
+
+    @staticmethod
+    def _check_norm(wrapper: OptimWrapper) -> None:
+        history = wrapper.message_hub.log_scalars.get(f'train/{wrapper.grad_name}')
+        if history is not None and not math.isfinite(history.current()):
+            raise NotFiniteError(f'the norm of the gradients is {history.current()}')
+
+    @staticmethod
+    def _model(runner):
+        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+    def _judge(self, runner, complaint: str) -> dict:
+        """Stop; or, if it is an overflow that a scaler deals with, leave out the step."""
+        wrapper = runner.optim_wrapper
+        if scaled(wrapper) and get_world_size() == 1:
+            first = self._first_bad(runner, in_float32=True)
+            if first is None and self._overflows < self.max_overflows:
+                self._overflows += 1
+                wrapper.zero_grad()
+                print_log(
+                    f'Left out a step that overflows in float16 ({complaint}).',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+                return {}
+        raise self._report(runner, complaint)
+
+    def _first_bad(self, runner, in_float32: bool) -> str | None:
+        """The name of the first bad tensor, if it is found without other processes."""
+        model, wrapper = self._model(runner), runner.optim_wrapper
+        if isinstance(runner.model, FullyShardedDataParallel):
+            # Every module would wait for the other processes.
+            return None
+        context = nullcontext() if in_float32 else wrapper.optim_context(model)
+        with context:
+            batch = model.data_preprocessor(self._data, True)
+            found = (
+                first_bad_input(batch)
+                or first_bad_weight(model)
+                or first_bad_output(model, batch, self._random_state)
+            )
+            if found or in_float32:
+                return found
+        return None
+
+    def _report(self, runner, complaint: str) -> NotFiniteError:
+        """Save the batch, and return the error to raise."""
+        # Before the model runs again.
+        losses = {k: v for k, v in self._losses.items() if isinstance(v, Tensor)}
+        first = self._first_bad(runner, in_float32=False)
+        if first is None:
+            first = next((f'loss {k}' for k, v in losses.items() if is_bad(v)), None)
+        if first is None and complaint.startswith('the norm') and get_world_size() == 1:
+            model = self._model(runner)
+            with runner.optim_wrapper.optim_context(model):
+                batch = model.data_preprocessor(self._data, True)
+                first = first_bad_gradient(model, batch, self._random_state)
+        name = f'bad_batch_iter_{runner.iter + 1}'
+        folder = Path(
+            runner.work_dir, name if get_world_size() == 1 else f'{name}_rank_{get_rank()}'
+        )
+        paths = [sample.metainfo.get('img_path') for sample in self._data['data_samples']]
+        report = (
+            f'Iteration {runner.iter + 1} (epoch {runner.epoch + 1}) has a NaN or an infinity. '
+            f'The first bad tensor: {first or "not found"}. Noticed because: {complaint}. '
+            f'Pictures: {", ".join(map(str, paths))}. They are saved in {folder}.'
+        )
+        save_batch(
+            folder,
+            self._data,
+            report,
+            iter=runner.iter + 1,
+            random_state=self._random_state,
+            losses={k: v.detach().cpu() for k, v in losses.items()},
+        )
+        return NotFiniteError(report)
+
+
+def scaled(wrapper) -> bool:
+    """Whether an optimiser wrapper scales gradients, and leaves out steps that overflow."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler is not None and scaler.is_enabled()

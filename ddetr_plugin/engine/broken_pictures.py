@@ -1,0 +1,115 @@
+"""What trainings and tests do about pictures that cannot be read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import BaseDataset
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
+
+from ddetr_plugin.datasets.load_checked import (
+    BrokenPictureError,
+    LoadImageChecked,
+    list_pictures,
+)
+from ddetr_plugin.registry import HOOKS
+
+__all__ = ['BrokenPictureHook']
+
+KEY = 'broken_pictures'
+
+
+def base_datasets(dataset) -> Iterator[BaseDataset]:
+    """The datasets inside wrappers, those that have a pipeline."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from base_datasets(part)
+    elif hasattr(dataset, 'dataset'):
+        yield from base_datasets(dataset.dataset)
+    elif hasattr(dataset, 'pipeline'):
+        yield dataset
+
+
+def checked_loaders(dataset) -> list[LoadImageChecked]:
+    """The loaders of a training dataset that skip broken pictures."""
+    steps = (step for part in base_datasets(dataset) for step in part.pipeline.transforms)
+    return [step for step in steps if isinstance(step, LoadImageChecked) and step.max_broken]
+
+
+@HOOKS.register_module()
+class BrokenPictureHook(Hook):
+    """Adds up the broken pictures of all processes, and lets none pass in validation and tests.
+
+    In training it needs `LoadImageChecked` in the pipeline, which skips and counts for one process
+    and its data workers. At the end of every epoch, or every `interval` iterations of an
+    iteration-based loop, this hook adds up all processes, writes the list to
+    ``<work_dir>/broken_pictures.txt`` and stops the training if it is longer than `max_broken`.
+    Checkpoints hold the list, and a resumed run goes on counting.
+
+    In validation and tests, LoadImageFromFile is checked in the same way, but the first broken
+    picture stops: without it, or with what a decoder makes of it, AP would be another number.
+
+    Args:
+        interval: iterations between two sums, where there are no epochs.
+
+    Raises:
+        BrokenPictureError: on use: see above.
+    """
+
+    def __init__(self, interval: int = 1000):
+        self.interval = interval
+
+    def before_train(self, runner) -> None:
+        """Go on counting where a resumed run's checkpoint ends."""
+        loaders = checked_loaders(runner.train_dataloader.dataset)
+        if runner.iter and loaders:
+            known = loaders[0].ledger.read()
+            for path, reason in runner.message_hub.runtime_info.get(KEY, {}).items():
+                if path not in known:
+                    loaders[0].ledger.add(path, reason)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if by_iteration and self.every_n_train_iters(runner, self.interval):
+            self._add_up(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        self._add_up(runner)
+
+    def before_val(self, runner) -> None:
+        self._check_all(runner.val_dataloader.dataset)
+
+    def before_test(self, runner) -> None:
+        self._check_all(runner.test_dataloader.dataset)
+
+    def _check_all(self, dataset) -> None:
+        for part in base_datasets(dataset):
+            steps = part.pipeline.transforms
+            steps[:] = [
+                LoadImageChecked(step) if isinstance(step, LoadImageFromFile) else step
+                for step in steps
+            ]
+
+    def _add_up(self, runner) -> None:
+        loaders = checked_loaders(runner.train_dataloader.dataset)
+        if not loaders:
+            return
+        mine = {}
+        for loader in loaders:
+            mine |= loader.ledger.read()
+        broken = {}
+        for others in all_gather_object(mine):
+            broken |= others
+        runner.message_hub.update_info(KEY, broken)
+        if broken and is_main_process():
+            Path(runner.work_dir, 'broken_pictures.txt').write_text(
+                list_pictures(broken)[1:] + '\n'
+            )
+        most = max(loader.max_broken for loader in loaders)
+        if len(broken) > most:
+            raise BrokenPictureError(
+                f'{len(broken)} broken pictures in all processes, of which max_broken={most} are '
+                f'skipped:{list_pictures(broken)}'
+            )

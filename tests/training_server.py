@@ -1,0 +1,111 @@
+"""Starts trainings in forked processes, so that thirty of them cost the imports of one.
+
+Its one argument is a config, which it trains once to be warm. Then it reads JSON lines. For each
+``{"config": FILE, "work_dir": DIR, "resume": true, "result": FILE}`` it prints the id of a process
+that trains as ``tools/train.py`` does and writes the final state to `result`; for
+``{"wait": PID}`` its exit status and its seconds of CPU. With ``"die_at": N`` the process ends
+itself with SIGKILL at the N-th thing that it does to a file of `work_dir`: just before it opens,
+renames or removes one, or after half of a checkpoint is written.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from mmengine.fileio import LocalBackend
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import VISUALIZERS
+
+import ddetr_plugin  # noqa: F401
+from ddetr_plugin.engine import launch
+
+
+class Death:
+    """Kills this process at the N-th change of a folder."""
+
+    def __init__(self, folder, number):
+        self.folder, self.left = folder, number
+        sys.addaudithook(self.audit)
+        put = LocalBackend.put
+        LocalBackend.put = lambda backend, content, path: self.put(put, backend, content, path)
+
+    def audit(self, event, arguments):
+        if event == 'open':
+            path, mode, _ = arguments
+            changes = isinstance(mode, str) and set(mode) & set('wax+')
+        else:
+            path, changes = arguments[0], event in ('os.rename', 'os.remove')
+        named = changes and isinstance(path, str | os.PathLike)
+        if named and Path(self.folder) in Path(path).parents:
+            self.count()
+
+    def put(self, put, backend, content, path):
+        if self.left == 1:
+            Path(path).write_bytes(content[: len(content) // 2])
+        self.count()
+        put(backend, content, path)
+
+    def count(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(request):
+    config = launch.load_config(request['config'], work_dir=request['work_dir'])
+    config.resume = request['resume']
+    runner = launch.build_runner(config)
+    if request.get('die_at'):
+        Death(request['work_dir'], request['die_at'])
+    runner.train()
+    if not request.get('result'):
+        return
+    state = dict(model=runner.model.state_dict(), optimizer=runner.optim_wrapper.state_dict())
+    state['best'] = runner.message_hub.get_info('best_score')
+    torch.save(state, request['result'])
+
+
+def main():
+    torch.set_num_threads(1)
+    # Nine tenths of the time would go into pretty configs, and into collecting what all share.
+    sys.modules['mmengine.config.config'].FormatCode = lambda text, **style: (text, True)
+    # What runs print goes to the errors, not among the answers.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    with TemporaryDirectory() as folder:
+        train(dict(config=sys.argv[1], work_dir=folder, resume=False))
+    # The runs to come must not find this one's loggers.
+    for kind in (VISUALIZERS.get('mmdet.DetLocalVisualizer'), MessageHub, MMLogger):
+        kind._instance_dict.clear()
+    gc.collect()
+    gc.freeze()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if 'wait' in request:
+            _, status, usage = os.wait4(request['wait'], 0)
+            answer = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+        else:
+            answer = os.fork()
+            if answer == 0:
+                status = 1
+                try:
+                    with open(f'{request["work_dir"]}.log', 'ab', buffering=0) as log:
+                        os.dup2(log.fileno(), 1)
+                        os.dup2(log.fileno(), 2)
+                    train(request)
+                    status = 0
+                finally:
+                    sys.stderr.flush()
+                    if status:
+                        sys.excepthook(*sys.exc_info())
+                    os._exit(status)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == '__main__':
+    main()
