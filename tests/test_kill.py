@@ -35,14 +35,14 @@ class Server:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
-    def train(self, config, work_dir, resume, kill_after=None, die_at=None):
+    def train(self, config, work_dir, resume, kill_after=None, **death):
         """Exit status and CPU seconds of a training that is left alone, or killed after some."""
         pid = self.ask(
             config=str(config),
             work_dir=str(work_dir),
             resume=resume,
             result=f'{work_dir}.result',
-            die_at=die_at,
+            **death,
         )
         if kill_after is not None:
             # By its own clock: moments are as random where other processes are busy.
@@ -111,22 +111,30 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(start_server, t
     expected = torch.load(f'{whole}.result')
 
     moments = random.Random(7)
-    kills = runs = 0
+    kills = torn = runs = 0
     while kills < KILLS:
         runs += 1
         work_dir = tmp_path / f'run_{runs}'
         for attempt in range(7):
             if attempt == 6:
                 how = {}
-            elif attempt % 2:
-                how = dict(die_at=moments.randint(1, 25))
             else:
-                how = dict(kill_after=moments.uniform(0, duration))
-            status, used = server.train(config, work_dir, resume=True, **how)
+                how = moments.choice(
+                    [
+                        dict(kill_after=moments.uniform(0, duration)),
+                        dict(die_at=moments.randint(1, 25)),
+                        dict(die_in_write=moments.randint(1, 3)),
+                    ]
+                )
+            status, _ = server.train(config, work_dir, resume=True, **how)
             assert_every_checkpoint_is_complete(work_dir)
             if status == 0:
                 break
             assert status == -signal.SIGKILL, Path(f'{work_dir}.log').read_text()
             kills += 1
+            if 'die_in_write' in how:
+                assert [path.name for path in work_dir.glob('*.partial')]
+                torn += 1
         assert_same_bits(torch.load(f'{work_dir}.result'), expected)
         assert checkpoints(work_dir) == checkpoints(whole)
+    assert torn

@@ -4,8 +4,8 @@ Its one argument is a config, which it trains once to be warm. Then it reads JSO
 ``{"config": FILE, "work_dir": DIR, "resume": true, "result": FILE}`` it prints the id of a process
 that trains as ``tools/train.py`` does and writes the final state to `result`; for
 ``{"wait": PID}`` its exit status and its seconds of CPU. With ``"die_at": N`` the process ends
-itself with SIGKILL at the N-th thing that it does to a file of `work_dir`: just before it opens,
-renames or removes one, or after half of a checkpoint is written.
+itself with SIGKILL just before the N-th time that it opens, renames or removes a file of
+`work_dir`; with ``"die_in_write": N`` when half of the N-th checkpoint is written.
 """
 
 import gc
@@ -25,35 +25,46 @@ import ddetr_plugin  # noqa: F401
 from ddetr_plugin.engine import launch
 
 
-class Death:
-    """Kills this process at the N-th change of a folder."""
+def kill_at(number):
+    """A function whose N-th call kills this process."""
+    left = number
 
-    def __init__(self, folder, number):
-        self.folder, self.left = folder, number
-        sys.addaudithook(self.audit)
-        put = LocalBackend.put
-        LocalBackend.put = lambda backend, content, path: self.put(put, backend, content, path)
+    def count():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def audit(self, event, arguments):
+    return count
+
+
+def die_at_change(folder, number):
+    """Die at the N-th change of a file of a folder."""
+    count = kill_at(number)
+
+    def audit(event, arguments):
         if event == 'open':
             path, mode, _ = arguments
             changes = isinstance(mode, str) and set(mode) & set('wax+')
         else:
-            path, changes = arguments[0], event in ('os.rename', 'os.remove')
+            path, changes = (arguments or [None])[0], event in ('os.rename', 'os.remove')
         named = changes and isinstance(path, str | os.PathLike)
-        if named and Path(self.folder) in Path(path).parents:
-            self.count()
+        if named and Path(folder) in Path(path).parents:
+            count()
 
-    def put(self, put, backend, content, path):
-        if self.left == 1:
-            Path(path).write_bytes(content[: len(content) // 2])
-        self.count()
+    sys.addaudithook(audit)
+
+
+def die_in_write(number):
+    """Die within the N-th write of a checkpoint."""
+    count, put = kill_at(number), LocalBackend.put
+
+    def torn_put(backend, content, path):
+        Path(path).write_bytes(content[: len(content) // 2])
+        count()
         put(backend, content, path)
 
-    def count(self):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+    LocalBackend.put = torn_put
 
 
 def train(request):
@@ -61,7 +72,9 @@ def train(request):
     config.resume = request['resume']
     runner = launch.build_runner(config)
     if request.get('die_at'):
-        Death(request['work_dir'], request['die_at'])
+        die_at_change(request['work_dir'], request['die_at'])
+    if request.get('die_in_write'):
+        die_in_write(request['die_in_write'])
     runner.train()
     if not request.get('result'):
         return
