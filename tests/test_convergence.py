@@ -108,7 +108,8 @@ def test_finished_trainings_are_not_repeated_and_others_are_refused(
     assert len(trainer.folders) == 2
     convergence.main([*arguments, '--seeds', '2'])
     assert [f.name for f in trainer.folders] == ['seed_0', 'seed_0', 'seed_1', 'seed_1']
-    assert not list(out.rglob('*.pth'))
+    left = {path.name for path in trainer.folders[0].rglob('*') if path.is_file()}
+    assert left == {'scalars.json', convergence.DONE}
     one, other = (Config.fromfile(f.with_suffix('.py')) for f in trainer.folders[1:3])
     assert (one.randomness.seed, other.randomness.seed) == (0, 1)
     for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):

@@ -4,7 +4,7 @@
 
 Trains every model of convergence_models.py with every seed, one after another, and leaves in DIR
 table.md, convergence.json, convergence.png and, of each training, its config MODEL/seed_N.py and
-logs in MODEL/seed_N/.
+what it logged, MODEL/seed_N/*/vis_data/scalars.json.
 The same command goes on where it was interrupted, and repeats nothing that is finished.
 """
 
@@ -121,9 +121,10 @@ def train_once(config, folder):
         done = subprocess.run([*command, '--resume'], stdout=output, stderr=output)
     if done.returncode:
         sys.exit(f'error: the training in {folder} failed; {folder}/output.txt says why')
-    # Logs are what stays.
-    for checkpoint in folder.glob('*.pth'):
-        checkpoint.unlink()
+    # The numbers are what stays.
+    for path in folder.rglob('*'):
+        if path.is_file() and path.name != 'scalars.json':
+            path.unlink()
     (folder / DONE).touch()
 
 
