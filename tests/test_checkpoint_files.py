@@ -236,6 +236,40 @@ def test_a_validation_that_a_kill_took_is_made_up_for(tiny_job, tmp_path):
         assert one == other
 
 
+def test_a_checkpoint_saved_after_a_made_up_validation_resumes_with_the_same_bits(
+    tiny_job, tmp_path
+):
+    """Iteration-based: its random state is that of the iteration, not of the restart."""
+    path = tiny_job(
+        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+        train_dataloader=dict(
+            num_workers=1,
+            persistent_workers=True,
+            sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+        ),
+        param_scheduler=[dict(type='MultiStepLR', by_epoch=False, milestones=[3])],
+        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=2)),
+    )
+    whole = runner_of(path, tmp_path / 'whole')
+    whole.train()
+    work_dir = tmp_path / 'killed'
+
+    class Kill(Hook):
+        def __init__(self, stage):
+            setattr(self, stage, self.end)
+
+        def end(self, runner, *arguments, **more):
+            raise KilledError
+
+    # In the validation of iteration 2; when resumed, after that validation.
+    for resume, stage in ((False, 'after_val_iter'), (True, 'after_train_iter')):
+        with pytest.raises(KilledError):
+            runner_of(path, work_dir, Kill(stage), resume=resume).train()
+    resumed = runner_of(path, work_dir, resume=True)
+    resumed.train()
+    assert_same_weights(resumed.model, whole.model)
+
+
 def test_the_published_model_is_named_by_its_own_checksum(tiny_job, tmp_path):
     changes = dict(default_hooks=dict(checkpoint=dict(published_keys=['meta', 'state_dict'])))
     path = tiny_job(train_cfg=dict(max_epochs=1, val_begin=2), **changes)

@@ -88,6 +88,9 @@ class RandomStateHook(Hook):
             )
             self._states = None
         self._replayed = self._states is not None
+        if self._replayed and isinstance(runner.train_loop, IterBasedTrainLoop):
+            # A validation that is made up for before the first iteration may save again.
+            restore_random_state(self._states[get_rank()])
 
     def before_train_epoch(self, runner):
         """Start the epoch from where the previous one ended, here or in the resumed run."""
