@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'STRATEGIES',
     'TASK_UTILS',
     'TRANSFORMS',
+    'VISBACKENDS',
 ]
 
 SCOPE = 'ddetr_plugin'
@@ -61,6 +63,13 @@ STRATEGIES = Registry(
 )
 # Additions to the training loop, for instance the random state inside checkpoints.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['ddetr_plugin.engine'])
+# Where logged numbers and pictures go.
+VISBACKENDS = Registry(
+    'visualization backend',
+    parent=MMENGINE_VISBACKENDS,
+    scope=SCOPE,
+    locations=['ddetr_plugin.engine'],
+)
 # Pictures and their annotations.
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['ddetr_plugin.datasets']

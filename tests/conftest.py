@@ -158,7 +158,7 @@ def tiny_job(tmp_path, tiny_coco):
                 ],
                 visualizer=dict(
                     type='DetLocalVisualizer',
-                    vis_backends=[dict(type='LocalVisBackend')],
+                    vis_backends=[dict(type='ddetr_plugin.LenientVisBackend')],
                     name='visualizer',
                 ),
                 randomness=dict(seed=0),

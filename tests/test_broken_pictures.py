@@ -78,6 +78,42 @@ def test_bytes_after_the_end_and_a_thumbnail_before_it_mislead_nobody(tmp_path):
     assert 'truncated' in missing_end(path)
 
 
+def test_a_film_after_the_end_of_a_picture_is_no_missing_end(tmp_path):
+    """Phones append seconds of film to a JPEG, among whose bytes any marker may be."""
+    path = tmp_path / 'picture.jpg'
+    content = encoded('.jpg', np.random.default_rng(1).integers(0, 255, (90, 90, 3), np.uint8))
+    film = b'ftypmp42 \xff\xd9 \xff\xda \xff\xd8 and more'
+    path.write_bytes(content + film)
+    assert missing_end(path) is None
+    path.write_bytes(content[:-300] + b'\xff')
+    assert 'truncated' in missing_end(path)
+    progressive = cv2.imencode(
+        '.jpg', np.zeros((90, 90, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    )[1].tobytes()
+    path.write_bytes(progressive + film)
+    assert missing_end(path) is None
+    # Its first scan has ended, the last has not.
+    path.write_bytes(progressive[: progressive.rfind(b'\xff\xda') + 12])
+    assert 'truncated' in missing_end(path)
+
+
+def test_pictures_that_a_backend_fetches_from_elsewhere_are_not_looked_for_on_the_disk():
+    from mmengine.fileio import BaseStorageBackend, register_backend
+
+    class Remote(BaseStorageBackend):
+        def get(self, filepath):
+            assert filepath == 'data/coco/1.png'
+            return encoded('.png')
+
+        def get_text(self, filepath):
+            raise NotImplementedError
+
+    register_backend('remote', Remote, force=True)
+    load = dict(type='LoadImageFromFile', backend_args=dict(backend='remote'))
+    results = LoadImageChecked(load)(dict(img_path='data/coco/1.png'))
+    assert results['img'].shape == (40, 60, 3)
+
+
 def test_a_training_skips_each_broken_picture_and_lists_all(tiny_job, pictures, tmp_path):
     broken = spoil(pictures, 2, 3, 5, 8)
     runner = Runner.from_cfg(job(tiny_job, pictures, max_broken=4))

@@ -1,9 +1,13 @@
 """Checkpoints on full disks, beside broken ones, and after a kill at a bad moment."""
 
+import errno
 import hashlib
+import json
 import logging
+import os
 import resource
-from contextlib import contextmanager
+import stat
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,9 +25,9 @@ pytestmark = pytest.mark.usefixtures('plain_configs')
 
 @contextmanager
 def full_disk():
-    """No file grows beyond 100 kB: stands for a full disk, with the same kind of error."""
+    """No file grows: stands for a full disk, with the same kind of error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         yield
     finally:
@@ -113,9 +117,13 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(tiny_job
     runner.train()
     one = str(work_dir / 'epoch_1.pth')
     assert seen == [([], 'none yet'), (['epoch_1.pth'], one), (['epoch_1.pth'], one)]
-    assert len(errors) == 1
+    assert len(errors) == 2
+    assert 'Numbers cannot be logged' in errors[1]
     assert 'could not be written' in errors[0] and f'newest complete one is {one}' in errors[0]
     assert names(work_dir) == ['epoch_3.pth']
+    (scalars,) = work_dir.glob('*/vis_data/scalars.json')
+    steps = [json.loads(line)['step'] for line in scalars.read_text().splitlines()]
+    assert steps == [4, 8]
     info = torch.load(work_dir / 'epoch_3.pth')['message_hub']['runtime_info']
     assert info['keep_ckpt_ids'] == [3]
 
@@ -147,6 +155,21 @@ def test_so_many_failures_in_a_row_stop_the_training(tiny_job, tmp_path):
     finally:
         hook.disk.__exit__(None, None, None)
     assert runner.epoch == 1
+
+
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_synced_is_no_full_disk(tmp_path, monkeypatch, code):
+    sync = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with nullcontext() if code == errno.EINVAL else pytest.raises(OSError, match='put'):
+        write_text(tmp_path / 'note', 'text')
+    assert (tmp_path / 'note').read_text() == 'text'
 
 
 @pytest.fixture

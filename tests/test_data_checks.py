@@ -6,6 +6,7 @@ import shutil
 import check_dataset
 import pytest
 import train as train_tool
+from mmcv.transforms import RandomChoiceResize
 from mmengine.config import Config
 from PIL import Image
 
@@ -14,6 +15,7 @@ from ddetr_plugin.data_checks import (
     check_annotations,
     check_class_names,
     check_config,
+    config_scales,
     find_missing,
     read_annotations,
 )
@@ -198,6 +200,59 @@ def test_the_check_can_be_skipped(job, tmp_path):
     )
     train_tool.main([str(config), '--work-dir', str(tmp_path / 'out'), '--skip-data-check'])
     assert (tmp_path / 'out' / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    ('change', 'changes'),
+    [
+        (lambda c: [a.update(id=a['id'] - 1) for a in c['annotations']], {}),
+        (lambda c: [a.pop('iscrowd') for a in c['annotations']], {}),
+        (lambda c: [a.update({k: float(a[k]) for k in ('id', 'image_id', 'category_id')})
+                    for a in c['annotations']], {}),
+        (lambda c: c['categories'].insert(1, dict(id=9, name='wheel')), {}),
+        (lambda c: c['categories'].append(dict(id=9, name='wheel')), {}),
+        (lambda c: None, {'train_dataloader.dataset.metainfo.classes': 'names.txt'}),
+    ],
+    ids=['from zero', 'no iscrowd', 'floats', 'more between', 'more', 'names in a file'],
+)  # fmt: skip
+def test_a_training_that_mmdet_understands_is_not_refused(
+    job, tiny_coco, tmp_path, monkeypatch, change, changes
+):
+    from mmdet.registry import DATASETS
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'names.txt').write_text('\n'.join(tiny_coco.classes))
+    config = Config.fromfile(job(change, **changes))
+    assert kinds(check_config(config), 'error') == []
+    # The premise: the same boxes and labels as of the untouched file.
+    spoilt = DATASETS.build(config.train_dataloader.dataset)
+    whole = DATASETS.build(Config.fromfile(job()).val_dataloader.dataset)
+    instances = [[d['instances'] for d in data.load_data_list()] for data in (spoilt, whole)]
+    assert instances[0] == instances[1]
+
+
+def test_what_only_a_validation_needs_is_an_error_there(content, tmp_path):
+    for annotation in content['annotations']:
+        del annotation['iscrowd']
+    content['annotations'][0]['id'] = 0
+    wanted = {
+        'annotations without area or iscrowd',
+        'annotation ids that are not positive integers',
+    }
+    for scored, level in ((True, 'error'), (False, 'warning')):
+        found = check_annotations(tmp_path / 'a.json', content, training=True, scored=scored)
+        assert {f.kind for f in found if f.level == level} == wanted
+
+
+def test_scales_of_every_kind_of_resize_are_found():
+    steps = [
+        dict(type='Resize', scale_factor=0.5, keep_ratio=True),
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+        dict(type=RandomChoiceResize, scales=[(640, 480)], keep_ratio=True),
+        dict(type='Resize', scale=(99, 99), keep_ratio=False),
+    ]
+    config = dict(train_dataloader=dict(dataset=dict(pipeline=steps)))
+    assert config_scales(config) == [(1333, 800), (640, 480)]
 
 
 def test_wrapped_datasets_are_checked_and_others_left_alone(job):

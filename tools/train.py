@@ -21,6 +21,9 @@ from ddetr_plugin.compat import MissingMMCVOpError
 from ddetr_plugin.data_checks import check_config, print_findings
 from ddetr_plugin.engine import launch
 
+# Where launchers tell a process its number.
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
 
 def parse_args(arguments=None):
     parser = argparse.ArgumentParser(
@@ -71,8 +74,9 @@ def make_config(args):
 
 def check_data(parser, config):
     """Prints what does not fit in the data; ends the program where it would spoil the training."""
-    # One process of all is enough to say it.
-    if os.environ.get('RANK', '0') == '0' and print_findings(check_config(config)):
+    # One process of all is enough to say it; none has met the others yet.
+    rank = os.environ.get(RANKS.get(config.launcher, ''), '0')
+    if rank == '0' and print_findings(check_config(config)):
         parser.exit(
             1,
             'error: training on this data would fail or go wrong, see above. Correct it; '

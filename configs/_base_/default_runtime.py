@@ -40,7 +40,8 @@ model_wrapper_cfg = dict(
     gradient_as_bucket_view=True,
 )
 
-vis_backends = [dict(type='LocalVisBackend')]
+# A full disk costs logged numbers, not the training.
+vis_backends = [dict(type='ddetr_plugin.LenientVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 

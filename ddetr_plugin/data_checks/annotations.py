@@ -14,10 +14,12 @@ from ddetr_plugin.data_checks.findings import Finding
 
 __all__ = ['check_annotations', 'is_scored', 'read_annotations']
 
+# Some programs write 1.0, which equals 1 wherever ids are looked up.
+ID = (int, float, str)
 ENTRIES = {
-    'images': dict(id=(int, str), file_name=str, width=NUMBER, height=NUMBER),
-    'annotations': dict(id=(int, str), image_id=(int, str), category_id=(int, str)),
-    'categories': dict(id=(int, str), name=str),
+    'images': dict(id=ID, file_name=str, width=NUMBER, height=NUMBER),
+    'annotations': dict(id=ID, image_id=ID, category_id=ID),
+    'categories': dict(id=ID, name=str),
 }
 SINGULAR = dict(images='image', annotations='annotation', categories='category')
 # A list of numbers, however deep. No string of JSON can hold the quotes around the key unescaped.
@@ -96,23 +98,26 @@ def is_scored(annotation: dict) -> bool:
     return numbers and box[2] > 0 and box[3] > 0 and not annotation.get('iscrowd')
 
 
-def check_annotations(file: Path, content: dict, training: bool) -> list[Finding]:
+def check_annotations(
+    file: Path, content: dict, training: bool, scored: bool = True
+) -> list[Finding]:
     """What does not fit in an annotation file, its pictures unseen.
 
     Args:
         file: where `content` comes from.
         content: as `read_annotations` returns it.
         training: whether it is to be learned from.
+        scored: whether detections are to be compared with it, as pycocotools does.
     """
     findings: list[Finding] = []
 
     def report(level, kind, part, entry_id, detail, remedy):
         findings.append(Finding(level, kind, str(file), part, entry_id, detail, remedy))
 
-    _check_ids(content, report)
+    _check_ids(content, scored, report)
     _check_categories(content, training, report)
     _check_images(content, report)
-    check_boxes(content, report)
+    check_boxes(content, scored, report)
     return findings
 
 
@@ -120,7 +125,7 @@ def _repeated(values: Iterable) -> list[tuple]:
     return [(value, count) for value, count in Counter(values).items() if count > 1]
 
 
-def _check_ids(content: dict, report: Report) -> None:
+def _check_ids(content: dict, scored: bool, report: Report) -> None:
     for key, part in SINGULAR.items():
         ids = set(map(itemgetter('id'), content[key]))
         if len(ids) < len(content[key]):
@@ -144,9 +149,10 @@ def _check_ids(content: dict, report: Report) -> None:
                 'write all as integers, and what refers to them, too',
             )
     for annotation in content['annotations']:
-        if type(annotation['id']) is not int or annotation['id'] < 1:
+        # Not (id < 1): NaN must be found, too.
+        if type(annotation['id']) not in NUMBER or not annotation['id'] >= 1:
             report(
-                'error',
+                'error' if scored else 'warning',
                 'annotation ids that are not positive integers',
                 'annotation',
                 annotation['id'],

@@ -12,11 +12,12 @@ LEAVING, FITTING, LIKELY_CORNERS, FEW = 0.2, 0.9, 0.98, 20
 Report = Callable[..., None]
 
 
-def check_boxes(content: dict, report: Report) -> None:
+def check_boxes(content: dict, scored: bool, report: Report) -> None:
     """Reports annotations that cannot be used, or that look wrong.
 
     Args:
         content: as `read_annotations` returns it.
+        scored: whether detections are to be compared with it, as pycocotools does.
         report: called with level, kind, part, id, detail and remedy of every `Finding`.
     """
     categories = {category['id'] for category in content['categories']}
@@ -45,11 +46,13 @@ def check_boxes(content: dict, report: Report) -> None:
                 corners.apart += 1
                 corners.ordered += width > x and height > y
         else:
-            _check_box(annotation, images, categories, corners, report)
+            _check_box(annotation, images, categories, corners, scored, report)
     corners.report(len(content['annotations']), report)
 
 
-def _check_box(annotation: dict, images: dict, categories: set, corners, report: Report) -> None:
+def _check_box(
+    annotation: dict, images: dict, categories: set, corners, scored: bool, report: Report
+) -> None:
     image = images.get(annotation['image_id'])
     if image is None:
         report(
@@ -74,8 +77,10 @@ def _check_box(annotation: dict, images: dict, categories: set, corners, report:
     if not isinstance(area, NUMBER) or not isinstance(crowd, NUMBER):
         numbers = dict(area=area, iscrowd=crowd)
         missing = [key for key, value in numbers.items() if not isinstance(value, NUMBER)]
+        # A training needs the area, and takes for single objects what says nothing about crowds.
+        harmless = not scored and missing == ['iscrowd'] and crowd is None
         report(
-            'error',
+            'warning' if harmless else 'error',
             'annotations without area or iscrowd',
             'annotation',
             annotation['id'],

@@ -6,6 +6,7 @@ from pathlib import Path
 from ddetr_plugin.data_checks.annotations import read_annotations
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
+from ddetr_plugin.engine.foreign_checkpoints import class_names
 
 __all__ = ['check_config', 'config_scales']
 
@@ -20,7 +21,7 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
         config: with `train_dataloader` and, maybe, `val_dataloader` and `model`.
         decode: look into every picture; else only whether it is there, which takes seconds.
     """
-    splits: dict[str, list[Split]] = dict(train=[], val=[])
+    splits: dict[str, list[tuple]] = dict(train=[], val=[])
     findings: list[Finding] = []
     scales = config_scales(config) if decode else []
     for name in splits:
@@ -33,15 +34,15 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
                 findings.append(_unreadable(ann_file, error))
                 continue
             split = Split(name, ann_file, folder, content)
-            splits[name].append(split)
-            findings += check_split(split, scales, decode)
+            splits[name].append((split, classes))
+            findings += check_split(split, scales, decode, scored=name != 'train')
             if classes is not None:
                 findings += check_class_names(split, classes)
                 findings += _check_model(config.get('model') or {}, len(classes), ann_file)
-    for train in splits['train']:
-        for val in splits['val']:
+    for train, learned in splits['train']:
+        for val, known in splits['val']:
             if train.ann_file != val.ann_file:
-                findings += check_splits(train, val)
+                findings += check_splits(train, val, (learned, known))
     # Several datasets may have the same finding about the model, or about a shared file.
     return list(dict.fromkeys(findings))
 
@@ -51,8 +52,8 @@ def config_scales(config: Mapping) -> list[tuple[int, int]]:
     scales: list = []
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for step in ((config.get(loader) or {}).get('dataset') or {}).get('pipeline') or ():
-            if 'Resize' in step['type'] and step.get('keep_ratio'):
-                scales += step.get('scales') or [step['scale']] * ('scale' in step)
+            if 'Resize' in str(step['type']) and step.get('keep_ratio'):
+                scales += step.get('scales') or [step.get('scale')]
     return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
 
 
@@ -73,7 +74,7 @@ def _coco_datasets(loader: Mapping | None) -> Iterator[tuple[Mapping, tuple[str,
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         if _reads_coco(kind, CocoDataset) and _is_local(dataset):
             classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
-            yield dataset, (classes,) if isinstance(classes, str) else classes and tuple(classes)
+            yield dataset, class_names(classes)
 
 
 def _reads_coco(kind, coco: type) -> bool:

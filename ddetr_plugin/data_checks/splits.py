@@ -32,31 +32,47 @@ class Split(NamedTuple):
         return [category['name'] for category in self.content['categories']]
 
 
-def check_split(split: Split, scales: Scales = (), decode: bool = True) -> list[Finding]:
+def check_split(
+    split: Split, scales: Scales = (), decode: bool = True, scored: bool = True
+) -> list[Finding]:
     """All findings of one split.
 
     Args:
         split: the split.
         scales: (width, height) pairs that pictures are resized to, their ratio kept.
         decode: look into every picture; else only whether it is there.
+        scored: whether detections are to be compared with it.
     """
     images = split.content['images']
-    findings = check_annotations(split.ann_file, split.content, split.name == 'train')
+    findings = check_annotations(split.ann_file, split.content, split.name == 'train', scored)
     if decode:
         return findings + check_pictures(split.image_folder, images, scales)
     return findings + find_missing(split.image_folder, images)
 
 
-def check_splits(train: Split, val: Split) -> list[Finding]:
-    """What does not fit between two splits: their classes, and pictures that both have."""
-    return _check_classes(train, val) + _check_overlap(train, val)
+def check_splits(
+    train: Split, val: Split, chosen: Sequence[Sequence[str] | None] = (None, None)
+) -> list[Finding]:
+    """What does not fit between two splits: their classes, and pictures that both have.
+
+    Args:
+        train, val: the splits.
+        chosen: for each, the classes that a config names; None for all. Of those that it leaves
+            out, and of those that one file lacks at the end, `check_class_names` speaks.
+    """
+    return _check_classes(train, val, chosen) + _check_overlap(train, val)
 
 
-def _check_classes(train: Split, val: Split) -> list[Finding]:
+def _check_classes(train: Split, val: Split, chosen) -> list[Finding]:
     """mmdet numbers classes by their order in each file, so that the order matters, too."""
-    if train.classes == val.classes:
+    named = [
+        [name for name in split.classes if names is None or name in names]
+        for split, names in zip((train, val), chosen)
+    ]
+    length = min(map(len, named)) if None not in chosen else None
+    if named[0][:length] == named[1][:length]:
         return []
-    only = [sorted(set(a.classes) - set(b.classes)) for a, b in ((train, val), (val, train))]
+    only = [sorted(set(a) - set(b)) for a, b in (named, named[::-1])]
     detail = f'only in {train.name}: {only[0]}; only in {val.name}: {only[1]}'
     if not any(only):
         detail = 'the same classes in another order'

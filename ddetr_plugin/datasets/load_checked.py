@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import tempfile
 import weakref
 from pathlib import Path
@@ -14,7 +15,9 @@ from ddetr_plugin.registry import TRANSFORMS
 
 __all__ = ['BrokenPictureError', 'LoadImageChecked', 'missing_end']
 
-JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8\xff', b'\xff\xda', b'\xff\xd9'
+JPEG_START, JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
+# The markers that end a scan: neither a stuffed zero, a restart nor a filling byte.
+JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND\xaeB`\x82'
 
 
@@ -42,11 +45,20 @@ def missing_end(path: str | os.PathLike) -> str | None:
         # Some cameras write more after the end.
         file.seek(0)
         content = file.read()
-    last = content.rfind(ends)
-    # A thumbnail has an end of its own, before the scan of the picture.
-    if last < 0 or (ends == JPEG_END and last < content.rfind(JPEG_SCAN)):
-        return f'it is truncated after {len(content)} bytes'
-    return None
+    whole = _jpeg_ends(content) if ends == JPEG_END else ends in content
+    return None if whole else f'it is truncated after {len(content)} bytes'
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether a JPEG has its own end marker; a thumbnail before it and what follows have others."""
+    position = len(JPEG_START) - 1
+    while marker := JPEG_MARKER.search(content, position):
+        if marker[0] == JPEG_END:
+            return True
+        # A segment says how long it is; a scan's data, which has no length, follows its segment.
+        length = int.from_bytes(content[marker.end() : marker.end() + 2], 'big')
+        position = marker.end() + length
+    return False
 
 
 class Ledger:
@@ -115,7 +127,7 @@ class LoadImageChecked(BaseTransform):
         path = results['img_path']
         try:
             # What comes from elsewhere comes whole or not at all.
-            reason = None if '://' in path else missing_end(path)
+            reason = missing_end(path) if self._is_local(path) else None
             if reason is None:
                 loaded = self.load(results)
                 if loaded is not None:
@@ -127,6 +139,11 @@ class LoadImageChecked(BaseTransform):
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         self._count(path, reason)
         return None
+
+    def _is_local(self, path: str) -> bool:
+        # Backends such as petrel map paths that look local to places elsewhere.
+        settings = getattr(self.load, 'backend_args', None) or {}
+        return '://' not in path and settings.get('backend', 'local') in ('local', 'disk')
 
     def _count(self, path: str, reason: str) -> None:
         broken = self.ledger.read() if self.max_broken else {}

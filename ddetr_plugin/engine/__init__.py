@@ -7,6 +7,7 @@ from ddetr_plugin.engine.checkpoint_hook import AtomicCheckpointHook, Checkpoint
 from ddetr_plugin.engine.foreign_checkpoints import ForeignCheckpointHook
 from ddetr_plugin.engine.parameter_groups import MergedGroupsConstructor
 from ddetr_plugin.engine.random_state import RandomStateHook
+from ddetr_plugin.engine.scalar_log import LenientVisBackend
 from ddetr_plugin.engine.sharding import ShardingRunner, ShardingStrategy
 from ddetr_plugin.engine.train_clock import TrainClockHook
 
@@ -17,6 +18,7 @@ __all__ = [
     'BrokenPictureHook',
     'CheckpointError',
     'ForeignCheckpointHook',
+    'LenientVisBackend',
     'MergedGroupsConstructor',
     'RandomStateHook',
     'ShardingRunner',

@@ -1,6 +1,7 @@
 """What trainings and tests do about pictures that cannot be read."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mmcv.transforms import LoadImageFromFile
@@ -104,9 +105,11 @@ class BrokenPictureHook(Hook):
             broken |= others
         runner.message_hub.update_info(KEY, broken)
         if broken and is_main_process():
-            Path(runner.work_dir, 'broken_pictures.txt').write_text(
-                list_pictures(broken)[1:] + '\n'
-            )
+            # On a full disk the checkpoints and the log still have the list.
+            with suppress(OSError):
+                Path(runner.work_dir, 'broken_pictures.txt').write_text(
+                    list_pictures(broken)[1:] + '\n'
+                )
         most = max(loader.max_broken for loader in loaders)
         if len(broken) > most:
             raise BrokenPictureError(

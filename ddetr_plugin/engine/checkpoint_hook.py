@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -120,7 +121,9 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         super().after_val_epoch(runner, metrics)
         if is_main_process():
-            write_text(Path(runner.work_dir, 'last_validation'), self._progress(runner))
+            # Without the note a resumed run validates once more.
+            with suppress(OSError):
+                write_text(Path(runner.work_dir, 'last_validation'), self._progress(runner))
 
     def after_train(self, runner) -> None:
         super().after_train(runner)

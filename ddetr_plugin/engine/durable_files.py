@@ -1,5 +1,6 @@
 """Files that are either complete or not there, whenever the process or the machine stops."""
 
+import errno
 import os
 import zipfile
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = [
 # What a file that is being written is called, in the folder where it will lie: renaming works
 # within a file system only.
 PARTIAL = '.partial'
+# What network file systems and FUSE answer to a folder's fsync, and a folder that is not readable.
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 
 
 def commit(path: str | os.PathLike) -> None:
@@ -37,8 +40,12 @@ def commit(path: str | os.PathLike) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    # The name is data of the folder.
-    _sync(path.parent)
+    # The name is data of the folder, which not every file system can bring to the disk by itself.
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:

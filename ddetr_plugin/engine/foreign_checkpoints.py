@@ -1,8 +1,10 @@
 """`load_from` with weights of other implementations or for other classes."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from mmengine.fileio import list_from_file
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -19,7 +21,7 @@ from ddetr_plugin.checkpoints import (
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
-__all__ = ['ForeignCheckpointHook', 'dataset_classes']
+__all__ = ['ForeignCheckpointHook', 'class_names', 'dataset_classes']
 
 
 def dataset_classes(config: Mapping) -> tuple[str, ...] | None:
@@ -44,8 +46,15 @@ def dataset_classes(config: Mapping) -> tuple[str, ...] | None:
             kind = DATASETS.get(dataset['type'])
             classes = getattr(kind, 'METAINFO', {}).get('classes')
         if classes is not None:
-            return (classes,) if isinstance(classes, str) else tuple(classes)
+            return class_names(classes)
     return None
+
+
+def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """What `metainfo.classes` of a dataset means: names, one name, or a file with one a line."""
+    if isinstance(classes, str):
+        return tuple(list_from_file(classes)) if Path(classes).is_file() else (classes,)
+    return None if classes is None else tuple(classes)
 
 
 @HOOKS.register_module()
