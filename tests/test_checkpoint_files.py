@@ -100,7 +100,11 @@ def trained(two_epochs, tmp_path):
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(tiny_job, tmp_path):
     work_dir = tmp_path / 'work'
-    path = tiny_job(default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
+    path = tiny_job(
+        default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)),
+        # By this name mmengine finds one that is there already, with another work folder.
+        visualizer=dict(name='of this test'),
+    )
     seen = []
 
     class Look(Hook):
