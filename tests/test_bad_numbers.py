@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -133,8 +134,8 @@ def test_watching_changes_no_number_and_adds_no_transfer(tiny_job, tmp_path):
 class ScaledWrapper(OptimWrapper):
     """Gradient scaling on a CPU; mmengine's AmpOptimWrapper asks for a GPU."""
 
-    def __init__(self, optimizer):
-        super().__init__(optimizer)
+    def __init__(self, optimizer, **settings):
+        super().__init__(optimizer, **settings)
         self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16)
 
     def backward(self, loss, **settings):
@@ -142,15 +143,19 @@ class ScaledWrapper(OptimWrapper):
         self._inner_count += 1
 
     def step(self, **settings):
+        if self.clip_grad_kwargs:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._clip_grad()
         self.loss_scaler.step(self.optimizer, **settings)
         self.loss_scaler.update()
 
 
-def scaled_runner(tiny_job, spoil):
+def scaled_runner(tiny_job, spoil, iteration=2, **settings):
     runner = runner_of(tiny_job, hooks=[])
-    runner.optim_wrapper = ScaledWrapper(torch.optim.SGD(runner.model.parameters(), lr=1e-5))
+    optimizer = torch.optim.SGD(runner.model.parameters(), lr=1e-5)
+    runner.optim_wrapper = ScaledWrapper(optimizer, **settings)
     runner.param_schedulers = None
-    runner.register_hook(At(2, spoil))
+    runner.register_hook(At(iteration, spoil))
     return runner
 
 
@@ -184,8 +189,59 @@ def test_a_forward_pass_that_overflows_under_a_scaler_is_left_out_so_many_times(
         runner.train()
 
 
+CLIP = dict(clip_grad=dict(max_norm=0.1))
+
+
+def test_gradients_that_never_stop_overflowing_stop_the_training(tiny_job):
+    """Every step is left out: the weights stay as they are, and no loss says so."""
+    runner = scaled_runner(tiny_job, overflow_gradients, iteration=1, **CLIP)
+    runner.register_hook(BadNumberHook(max_overflows=2))
+    with pytest.raises(NotFiniteError, match='Iteration 4 .*gradient of neck.* 3 steps in a row'):
+        runner.train()
+
+
+def test_only_steps_count_where_several_iterations_make_one(tiny_job):
+    runner = scaled_runner(tiny_job, overflow_gradients, 0, accumulative_counts=2, **CLIP)
+    runner.register_hook(BadNumberHook(max_overflows=2))
+    runner.train()
+    assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0**14
+
+
+def test_an_overflow_leaves_the_gradients_of_earlier_iterations_alone(tiny_job):
+    runner = scaled_runner(tiny_job, overflow_forward, 1, accumulative_counts=4)
+    runner.optim_wrapper.optim_context = lambda model: torch.autocast('cpu', torch.bfloat16)
+    runner.register_hook(BadNumberHook())
+    norms = []
+
+    class Look(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            gradient = runner.model.bbox_head.cls_branches[0].weight.grad
+            norms.append(gradient.norm().item())
+
+    runner.register_hook(Look())
+    runner.train()
+    assert norms[0] > 0 and norms == [norms[0]] * 4
+
+
+def test_where_the_batch_cannot_be_saved_the_tensor_is_named_all_the_same(tiny_job, tmp_path):
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'bad_batch_iter_3').write_text('in the way of the folder')
+    runner = runner_of(tiny_job)
+    runner.register_hook(At(2, spoil_loss))
+    with pytest.raises(NotFiniteError, match='tensor: loss d0.loss_iou.* could not be saved'):
+        runner.train()
+
+
 def test_a_bad_weight_under_a_scaler_is_an_error(tiny_job):
     runner = scaled_runner(tiny_job, spoil_weight)
     runner.register_hook(BadNumberHook())
     with pytest.raises(NotFiniteError, match='Iteration 3 .*weight encoder.layers.0.norms.1'):
         runner.train()
+
+
+def test_no_process_runs_layers_alone_that_wait_for_the_others(monkeypatch):
+    """SyncBatchNorm gathers statistics in every forward pass, which would hang."""
+    monkeypatch.setattr('ddetr_plugin.engine.bad_numbers.get_world_size', lambda: 2)
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(3))
+    runner = SimpleNamespace(model=model, optim_wrapper=None)
+    assert BadNumberHook()._first_bad(runner, in_float32=True) is None

@@ -297,6 +297,21 @@ def test_a_checkpoint_saved_after_a_made_up_validation_resumes_with_the_same_bit
     assert_same_weights(resumed.model, whole.model)
 
 
+def test_a_checkpoint_from_within_an_epoch_is_not_validated(tiny_job, tmp_path):
+    changes = dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=3)))
+    path = tiny_job(train_cfg=dict(max_epochs=2), **changes)
+    with pytest.raises(KilledError):
+        runner_of(path, tmp_path / 'work', KillAt('after_train_epoch', 1)).train()
+    validated = []
+
+    class Look(Hook):
+        def before_val(self, runner):
+            validated.append(runner.epoch)
+
+    runner_of(path, tmp_path / 'work', Look(), resume=True).train()
+    assert validated == [2]
+
+
 def test_the_published_model_is_named_by_its_own_checksum(tiny_job, tmp_path):
     changes = dict(default_hooks=dict(checkpoint=dict(published_keys=['meta', 'state_dict'])))
     path = tiny_job(train_cfg=dict(max_epochs=1, val_begin=2), **changes)

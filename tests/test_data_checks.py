@@ -15,10 +15,12 @@ from ddetr_plugin.data_checks import (
     check_annotations,
     check_class_names,
     check_config,
+    check_pictures,
     config_scales,
     find_missing,
     read_annotations,
 )
+from ddetr_plugin.datasets.load_checked import missing_end
 
 
 @pytest.fixture
@@ -112,6 +114,18 @@ def test_polygons_are_left_out_of_a_quick_reading_and_nothing_else(content, tmp_
     for annotation in whole['annotations'][:3]:
         annotation['segmentation'] = []
     assert quick == whole
+
+
+@pytest.mark.parametrize('extension', ['jpg', 'png'])
+def test_what_a_training_would_call_truncated_the_check_does_too(tmp_path, extension):
+    picture = Image.effect_noise((60, 40), 80).convert('RGB')
+    path = tmp_path / f'1.{extension}'
+    picture.save(path)
+    image = dict(id=1, file_name=path.name, width=60, height=40)
+    assert check_pictures(tmp_path, [image], ()) == []
+    path.write_bytes(path.read_bytes()[:-2])
+    (found,) = check_pictures(tmp_path, [image], ())
+    assert found.kind == 'broken pictures' and found.detail == missing_end(path)
 
 
 def test_missing_pictures_are_found_in_folders_below_and_in_long_listings(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.datasets.load_checked import missing_end
 
 __all__ = ['check_pictures', 'find_missing', 'rescale_size']
 
@@ -103,6 +104,10 @@ def _check_picture(folder: Path, image: dict, scales: Scales) -> Iterator[Findin
         return
     try:
         content = path.read_bytes()
+        cut = missing_end(path)
+        if cut:
+            yield finding('error', 'broken pictures', cut, 'replace or remove it')
+            return
         # OpenCV fills what is missing of a truncated file with grey; Pillow refuses it.
         with Image.open(io.BytesIO(content)) as picture:
             size = picture.size

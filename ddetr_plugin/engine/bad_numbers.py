@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn import SyncBatchNorm
 
 from ddetr_plugin.engine.first_bad import (
     first_bad_gradient,
@@ -85,7 +86,8 @@ class BadNumberHook(Hook):
 
     Under a gradient scaler (float16) an overflow is not an error: the scaler leaves out the step,
     and so does this hook (in a run of one process) if already the forward pass overflows but is
-    finite in float32. Only `max_overflows` such steps in a row stop the training.
+    finite in float32. Only more than `max_overflows` such steps in a row stop the training: no
+    scale is small enough then, and nothing is learned any more.
 
     Args:
         max_overflows: see above.
@@ -133,32 +135,49 @@ class BadNumberHook(Hook):
         scalars = runner.message_hub.log_scalars
         for name in outputs or {}:
             if not math.isfinite(scalars[f'train/{name}'].current()):
-                self._judge(runner, f'train/{name} is {scalars[f"train/{name}"].current()}')
+                complaint = f'train/{name} is {scalars[f"train/{name}"].current()}'
+                self._judge(runner, complaint, stepped=True)
                 return
-        if outputs:
-            self._overflows = 0
+        wrapper = runner.optim_wrapper
+        if not outputs or not scaled(wrapper) or not wrapper.should_update():
+            return
+        norm = self._norm(wrapper)
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        if self._overflows > self.max_overflows:
+            # All processes have the same norm, and stop here together.
+            complaint = f'the norm of the gradients is {norm}, the last of {self._overflows} steps'
+            raise self._report(runner, f'{complaint} in a row that overflow')
 
     def _keep_losses(self, model, arguments, output) -> None:
         self._losses = output if isinstance(output, dict) else {}
 
     @staticmethod
-    def _check_norm(wrapper: OptimWrapper) -> None:
+    def _norm(wrapper: OptimWrapper) -> float:
+        """The norm by which gradients were clipped last; 0 where they are not."""
+        if not wrapper.clip_grad_kwargs:
+            return 0.0
         history = wrapper.message_hub.log_scalars.get(f'train/{wrapper.grad_name}')
-        if history is not None and not math.isfinite(history.current()):
-            raise NotFiniteError(f'the norm of the gradients is {history.current()}')
+        return 0.0 if history is None else history.current()
+
+    def _check_norm(self, wrapper: OptimWrapper) -> None:
+        norm = self._norm(wrapper)
+        if not math.isfinite(norm):
+            raise NotFiniteError(f'the norm of the gradients is {norm}')
 
     @staticmethod
     def _model(runner):
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
-    def _judge(self, runner, complaint: str) -> dict:
-        """Stop; or, if it is an overflow that a scaler deals with, leave out the step."""
-        wrapper = runner.optim_wrapper
-        if scaled(wrapper) and get_world_size() == 1:
+    def _judge(self, runner, complaint: str, stepped: bool = False) -> dict:
+        """Stop; or, if it is an overflow that a scaler deals with, leave out the step.
+
+        Within a step (not `stepped`) other processes wait for this one's gradients; after it, all
+        of them have left it out.
+        """
+        if scaled(runner.optim_wrapper) and (stepped or get_world_size() == 1):
             first = self._first_bad(runner, in_float32=True)
             if first is None and self._overflows < self.max_overflows:
                 self._overflows += 1
-                wrapper.zero_grad()
                 print_log(
                     f'Left out a step that overflows in float16 ({complaint}).',
                     logger='current',
@@ -170,8 +189,10 @@ class BadNumberHook(Hook):
     def _first_bad(self, runner, in_float32: bool) -> str | None:
         """The name of the first bad tensor, if it is found without other processes."""
         model, wrapper = self._model(runner), runner.optim_wrapper
-        if isinstance(runner.model, FullyShardedDataParallel):
-            # Every module would wait for the other processes.
+        if isinstance(runner.model, FullyShardedDataParallel) or (
+            get_world_size() > 1 and any(isinstance(m, SyncBatchNorm) for m in model.modules())
+        ):
+            # Modules would wait for the other processes.
             return None
         context = nullcontext() if in_float32 else wrapper.optim_context(model)
         with context:
@@ -205,17 +226,22 @@ class BadNumberHook(Hook):
         report = (
             f'Iteration {runner.iter + 1} (epoch {runner.epoch + 1}) has a NaN or an infinity. '
             f'The first bad tensor: {first or "not found"}. Noticed because: {complaint}. '
-            f'Pictures: {", ".join(map(str, paths))}. They are saved in {folder}.'
+            f'Pictures: {", ".join(map(str, paths))}.'
         )
-        save_batch(
-            folder,
-            self._data,
-            report,
-            iter=runner.iter + 1,
-            random_state=self._random_state,
-            losses={k: v.detach().cpu() for k, v in losses.items()},
-        )
-        return NotFiniteError(report)
+        saved = f'{report} They are saved in {folder}.'
+        try:
+            save_batch(
+                folder,
+                self._data,
+                saved,
+                iter=runner.iter + 1,
+                random_state=self._random_state,
+                losses={k: v.detach().cpu() for k, v in losses.items()},
+            )
+        # torch reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            saved = f'{report} They could not be saved in {folder}: {error}'
+        return NotFiniteError(saved)
 
 
 def scaled(wrapper) -> bool:

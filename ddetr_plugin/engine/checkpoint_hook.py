@@ -243,6 +243,9 @@ class AtomicCheckpointHook(CheckpointHook):
         loop._decide_current_val_interval()
         if isinstance(loop, IterBasedTrainLoop):
             done, end = loop.iter, loop.max_iters
+        elif not self.by_epoch:
+            # Written within an epoch, at whose end the validation comes.
+            return False
         else:
             done, end = loop.epoch, loop.max_epochs
         if done < loop.val_begin or (done % loop.val_interval and done != end):
