@@ -1,5 +1,6 @@
 """Counts what would make the host wait for a GPU, on any device."""
 
+import weakref
 from contextlib import contextmanager
 from unittest import mock
 
@@ -33,18 +34,19 @@ def count_transfers():
     of tensors that are not on the way from a `cpu` already.
     """
     seen = []
-    on_host = set()
+    # Another tensor may get the id of one that is gone.
+    on_host = {}
     cpu, tolist, numpy = torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy
 
     def watched_cpu(self, *args, **kwargs):
         seen.append('cpu')
         result = cpu(self, *args, **kwargs)
-        on_host.add(id(result))
+        on_host[id(result)] = weakref.ref(result)
         return result
 
     def watched(original, name):
         def method(self, *args, **kwargs):
-            if id(self) not in on_host:
+            if on_host.get(id(self), lambda: None)() is not self:
                 seen.append(name)
             return original(self, *args, **kwargs)
 
