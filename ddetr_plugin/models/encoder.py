@@ -7,10 +7,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.kept import KeptTensors
 from ddetr_plugin.ops import dropout_add
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableTransformerEncoder', 'DeformableTransformerEncoderLayer']
+
+# Both orientations of a picture, in training and in validation.
+KEPT_SHAPES = 4
 
 
 def xavier_uniform_matrices(module: nn.Module) -> None:
@@ -107,6 +111,7 @@ class DeformableTransformerEncoder(BaseModule):
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dims))
         nn.init.normal_(self.level_embed)
         self.layers = ModuleList(MODELS.build(layer) for _ in range(num_layers))
+        self._kept_points = KeptTensors(KEPT_SHAPES)
 
     def init_weights(self) -> None:
         """Level embedding from N(0, 1), layers by themselves."""
@@ -140,7 +145,15 @@ class DeformableTransformerEncoder(BaseModule):
             ],
             dim=1,
         )
-        reference_points = levels.token_reference_points()
+        reference_points = self._reference_points(levels)
         for layer in self.layers:
             tokens = layer(tokens, pos, reference_points, levels)
         return tokens
+
+    def _reference_points(self, levels: FeatureLevels) -> Tensor:
+        """(B, S, L, 2), computed once per shape of batches without padding."""
+        # A tensor of another type stands for one, as while a model is traced without data.
+        if levels.padding_mask is not None or type(levels.valid_ratios) is not Tensor:
+            return levels.token_reference_points()
+        shape = (len(levels.valid_ratios), levels.sizes, levels.valid_ratios.device)
+        return self._kept_points.get(shape, levels.token_reference_points)

@@ -5,6 +5,7 @@ import math
 from mmdet.models.layers import SinePositionalEncoding as MMDetSinePositionalEncoding
 from torch import Tensor
 
+from ddetr_plugin.models.kept import KeptTensors
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['SinePositionalEncoding']
@@ -31,7 +32,7 @@ class SinePositionalEncoding(MMDetSinePositionalEncoding):
         init_cfg=None,
     ):
         super().__init__(num_feats, temperature, normalize, scale, eps, offset, init_cfg)
-        self._kept: dict[tuple, Tensor] = {}
+        self._kept = KeptTensors(KEPT_SIZES)
 
     def forward(self, mask: Tensor | None, input: Tensor) -> Tensor:
         """Encodes the cells of one map.
@@ -49,10 +50,5 @@ class SinePositionalEncoding(MMDetSinePositionalEncoding):
             # Stands for another one, as while a model is traced without data: so does the encoding.
             return super().forward(None, input[:1])
         size = (tuple(input.shape[-2:]), input.device)
-        encoding = self._kept.pop(size, None)
-        if encoding is None:
-            encoding = super().forward(None, input[:1])
-            if len(self._kept) == KEPT_SIZES:
-                del self._kept[next(iter(self._kept))]  # the one not asked for the longest
-        self._kept[size] = encoding
-        return encoding
+        compute = super().forward
+        return self._kept.get(size, lambda: compute(None, input[:1]))
