@@ -36,7 +36,10 @@ test_pipeline = [
 
 model = dict(query_head=dict(num_queries=num_queries))
 
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+# Upright pictures among upright ones: less padding.
+train_dataloader = dict(
+    batch_sampler=dict(type='AspectRatioBatchSampler'), dataset=dict(pipeline=train_pipeline)
+)
 val_dataloader = dict(batch_size=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
