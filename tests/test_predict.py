@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
+from PIL import Image
 from pycocotools.coco import COCO
 
 import ddetr_plugin  # noqa: F401  before mmdet
@@ -93,6 +94,21 @@ def test_no_picture_ends_the_others_of_its_folder(run, tmp_path, capsys):
         assert any(f'{name}: ' in line and 'skipped' in line for line in lines)
 
 
+def test_a_picture_too_large_for_the_memory_does_not_end_the_others(run, tmp_path, monkeypatch):
+    original = predict.detect
+
+    def detect(model, pipeline, picture, score_thr):
+        if len(picture) == 50:
+            raise torch.OutOfMemoryError('tried to allocate 1 TiB')
+        return original(model, pipeline, picture, score_thr)
+
+    monkeypatch.setattr(predict, 'detect', detect)
+    picture(tmp_path / 'pictures' / 'large.png', 50)
+    picture(tmp_path / 'pictures' / 'whole.png')
+    assert run(tmp_path / 'pictures', tmp_path / 'out') == 1
+    assert file_names(tmp_path / 'out') == ['whole.png']
+
+
 def test_originals_are_never_overwritten(run, tmp_path):
     path = picture(tmp_path / 'pictures' / 'a.png')
     before = path.read_bytes()
@@ -165,3 +181,84 @@ def test_an_output_that_is_a_file_and_a_config_without_pictures_are_refused(run,
     config.test_dataloader = None
     config.dump(str(tmp_path / 'no_pictures.py'))
     assert 'no test_dataloader' in run(source, tmp_path / 'out', tmp_path / 'no_pictures.py')
+
+
+GRADIENT = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
+
+
+def colours():
+    """(48, 64, 3) uint8, RGB, of which no two channels are alike."""
+    return np.stack((GRADIENT, 2 * GRADIENT, 255 - GRADIENT), axis=-1)
+
+
+def saved(path, array, mode=None, **options):
+    image = Image.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+
+
+def turned(path):
+    """A picture that its EXIF data turn by a quarter: 64 x 48 on the disk, 48 x 64 to the eye."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(path, colours(), exif=exif)
+
+
+KINDS = {
+    'grey.png': lambda path: saved(path, GRADIENT),
+    'grey.jpg': lambda path: saved(path, GRADIENT),
+    'grey with alpha.png': lambda path: saved(path, GRADIENT, 'LA'),
+    'rgba.png': lambda path: saved(path, colours(), 'RGBA'),
+    'palette.png': lambda path: saved(path, colours(), 'P'),
+    'one bit.png': lambda path: saved(path, GRADIENT, '1'),
+    'cmyk.jpg': lambda path: saved(path, colours(), 'CMYK', quality=95),
+    '16 bit grey.png': lambda path: cv2.imwrite(str(path), GRADIENT.astype(np.uint16) * 257),
+    '16 bit.png': lambda path: cv2.imwrite(str(path), colours().astype(np.uint16) * 257),
+    '16 bit.tif': lambda path: cv2.imwrite(str(path), colours().astype(np.uint16) * 257),
+    'turned.jpg': turned,
+    '1 x 1.png': lambda path: saved(path, np.full((1, 1, 3), 99, np.uint8)),
+    '8000 x 8000.png': lambda path: saved(path, np.full((8000, 8000), 99, np.uint8)),
+}
+SIZES = {'turned.jpg': (48, 64), '1 x 1.png': (1, 1), '8000 x 8000.png': (8000, 8000)}
+
+
+def test_pictures_of_every_kind_are_predicted(run, tmp_path):
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for name, write in KINDS.items():
+        write(folder / name)
+    assert run(folder, tmp_path / 'out') == 0
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    sizes = {image['file_name']: (image['width'], image['height']) for image in content['images']}
+    assert sizes == {name: SIZES.get(name, (64, 48)) for name in KINDS}
+    ids = {image['id']: image for image in content['images']}
+    assert {row['image_id'] for row in content['annotations']} == set(ids)
+    for row in content['annotations']:
+        x, y, width, height = row['bbox']
+        image = ids[row['image_id']]
+        assert 0 <= x <= x + width <= image['width'] * (1 + 1e-6)
+        assert 0 <= y <= y + height <= image['height'] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize('name', ['16 bit grey.png', '16 bit.png', '16 bit.tif', 'rgba.png'])
+def test_what_a_picture_shows_is_read(tmp_path, name):
+    KINDS[name](tmp_path / name)
+    read = predict.read_picture(tmp_path / name)
+    if name == '16 bit grey.png':
+        expected = np.stack(3 * (GRADIENT,), axis=-1)
+    else:
+        # cv2 writes and gives BGR, what Pillow writes is RGB.
+        expected = colours()[..., ::-1] if name == 'rgba.png' else colours()
+    assert np.array_equal(read, expected)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(1, 5000), (5000, 1)])
+def test_a_picture_too_thin_for_the_network_is_skipped_with_the_reason(
+    run, tmp_path, capsys, height, width
+):
+    folder = tmp_path / 'pictures'
+    picture(folder / 'thin.png', height, width)
+    picture(folder / 'whole.png')
+    assert run(folder, tmp_path / 'out') == 1
+    assert file_names(tmp_path / 'out') == ['whole.png']
+    line = next(line for line in capsys.readouterr().out.splitlines() if 'thin.png' in line)
+    assert f'{width} x {height} pixels' in line and 'skipped' in line

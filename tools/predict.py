@@ -217,6 +217,15 @@ def detect(model, pipeline, picture, score_thr):
     return rows
 
 
+def reason_of(error, picture):
+    """Why a picture could not be predicted, in a line."""
+    height, width = picture.shape[:2]
+    size = f'{width} x {height} pixels'
+    if isinstance(error, cv2.error) and error.func == 'resize':
+        return f'{size}: no width or height is left at the size that the network sees'
+    return f'{size}: {" ".join(str(error).split())[:300] or type(error).__name__}'
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('images', help='a picture, a folder, or a quoted glob')
@@ -253,12 +262,12 @@ def main():
             continue
         try:
             found = detect(model, pipeline, picture, args.score_thr)
-        except cv2.error as error:
-            # Such as a picture so thin that it has no width left when it is made smaller.
-            print(f'{path}: cannot be prepared, skipped ({" ".join(str(error).split())})')
-            continue
         except MissingMMCVOpError as error:
             sys.exit(f'error: {error}')
+        # No picture may end the others of its folder, not even one too large for the memory.
+        except (cv2.error, ValueError, RuntimeError, MemoryError) as error:
+            print(f'{path}: cannot be predicted, skipped ({reason_of(error, picture)})')
+            continue
         height, width = picture.shape[:2]
         images.append(dict(id=image_id, file_name=name.as_posix(), width=width, height=height))
         for box, label, score in found:
