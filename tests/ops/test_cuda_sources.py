@@ -17,11 +17,16 @@ needs_disassembler = pytest.mark.skipif(
 )
 
 
+# Generations with the instructions of 80 and other numbers of units.
+LIKE_80 = ('86', '89')
+
+
 def architectures():
-    """What setup.py builds for, such as '90'."""
+    """What setup.py builds for, such as '90', each set of instructions once."""
     text = (ROOT / 'setup.py').read_text(encoding='utf-8')
     names = re.search(r'^CUDA_ARCHITECTURES = (\(.*\))$', text, re.MULTILINE)[1]
-    return [name.removesuffix('+PTX').replace('.', '') for name in ast.literal_eval(names)]
+    found = [name.removesuffix('+PTX').replace('.', '') for name in ast.literal_eval(names)]
+    return [name for name in found if name not in LIKE_80]
 
 
 @functools.cache
