@@ -261,7 +261,7 @@ def build_runner(config, local_rank=0):
         MissingMMCVOpError: the model has modules that need full mmcv, and this is mmcv-lite.
         MissingPanopticAPIError: the config evaluates panoptic segmentation without panopticapi.
     """
-    require_panopticapi(config)
+    require_panopticapi(config.to_dict())
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     # Also for models that have nothing of ours.
     install_checkpoint_loader()

@@ -14,6 +14,7 @@ CATEGORIES = ((2, 'square', 1), (7, 'bar', 1), (92, 'sky', 0), (149, 'road', 0))
 CLASSES = tuple(name for _, name, _ in CATEGORIES)
 METAINFO = dict(classes=CLASSES, thing_classes=CLASSES[:2], stuff_classes=CLASSES[2:])
 NUM_THINGS, NUM_CLASSES = 2, 4
+SKY = 2  # its label
 COLOURS = {2: (230, 60, 60), 7: (60, 60, 230), 92: (200, 180, 90), 149: (70, 90, 70)}
 SHAPES = {2: (16, 16), 7: (10, 26)}  # (height, width) in pixels
 
