@@ -86,6 +86,8 @@ def panoptic_job(tiny_job, file, **changes):
     settings = {
         'model': dict(small_model().to_dict(), _delete_=True),
         'default_hooks.checkpoint': coco.default_hooks.checkpoint,
+        # mmengine keeps one visualizer of a name, which writes where the first run did.
+        'visualizer.name': str(file),
     }
     return tiny_job(**(loaders | evaluators | settings | changes))
 

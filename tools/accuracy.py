@@ -52,8 +52,8 @@ def read_accuracy(path):
     found = [m for m in map(_metrics, entries) if m is not None]
     if not found:
         raise ValueError(
-            f'{path} has no box AP (coco/bbox_mAP) and no PQ (coco_panoptic/PQ); give the JSON that a test wrote, the '
-            'vis_data/scalars.json of a training, or its work folder'
+            f'{path} has no box AP (coco/bbox_mAP) and no PQ (coco_panoptic/PQ); give the JSON '
+            'that a test wrote, the vis_data/scalars.json of a training, or its work folder'
         )
     return found[-1]
 
