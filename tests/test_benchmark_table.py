@@ -137,6 +137,8 @@ def test_accuracy_is_read_from_tests_logs_and_work_folders(tmp_path):
     assert accuracy.read_accuracy(metrics) == {'mAP': 0.5}
     metrics.write_text(json.dumps({'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.4}))
     assert accuracy.read_accuracy(metrics) == {'mAP': 0.5, 'mask_mAP': 0.4}
+    metrics.write_text(json.dumps({'coco_panoptic/PQ': 43.5, 'coco_panoptic/SQ': 80.0}))
+    assert accuracy.read_accuracy(metrics) == {'PQ': 0.435}
     metrics.write_text('{"loss": 1}')
     with pytest.raises(ValueError, match='no box AP'):
         accuracy.read_accuracy(metrics)

@@ -22,6 +22,8 @@ REFINE = 'deformable-detr-refine_r50_16xb2-50e_coco.py'
 TWO_STAGE = 'deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
 SINGLE_SCALE = 'deformable-detr_r50-single-scale_16xb2-50e_coco.py'
 DC5 = 'deformable-detr_r50-dc5-single-scale_16xb2-50e_coco.py'
+MASKS = 'deformable-detr-masks_r50_16xb2-50e_coco.py'
+PANOPTIC = 'deformable-detr-panoptic_r50_16xb2-50e_coco.py'
 # Trainable parameters of the official models, with 80 classes and with the official 91.
 PARAMETERS = {
     BASE: (39_844_438, 39_847_265),
@@ -89,6 +91,33 @@ def test_the_models_have_the_published_numbers_of_parameters(name):
         changes['model.query_head.num_classes'] = 91
     config.merge_from_dict(changes)
     assert count(build(config)) == classes_91
+
+
+def test_masks_and_segments_add_the_parameters_of_detrs_mask_head():
+    linears = 2 * (256 + 1) * 256
+    widths = [(264, 264), (264, 128), (128, 64), (64, 32), (32, 16)]
+    convs = sum((9 * i + 1 + 2) * o for i, o in widths) + 9 * 16 + 1  # 2: of a norm
+    adapters = sum((i + 1) * o for i, o in [(1024, 128), (512, 64), (256, 32)])
+    masks, panoptic = (Config.fromfile(FOLDER / name) for name in (MASKS, PANOPTIC))
+    total = PARAMETERS[BASE][0] + linears + convs + adapters
+    assert count(build(masks)) == total == 41_178_095
+    # 53 kinds of stuff are rows of the classifier.
+    assert count(build(panoptic)) == total + 53 * (256 + 1) == 41_191_716
+
+
+def test_panoptic_differs_from_masks_in_classes_data_and_the_best_checkpoint_only():
+    masks, panoptic = (Config.fromfile(FOLDER / name).to_dict() for name in (MASKS, PANOPTIC))
+    assert set(differences(masks['model'], panoptic['model'])) == {
+        'bbox_head.num_classes',
+        'mask_head.type',
+        'mask_head.num_things',
+        'mask_head.num_classes',
+    }
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks'):
+        assert masks[key] == panoptic[key]
+    # The augmentation is the same, too.
+    pipelines = [c['train_dataloader']['dataset']['pipeline'] for c in (masks, panoptic)]
+    assert [i for i, (a, b) in enumerate(zip(*pipelines)) if a != b] == [1]
 
 
 @pytest.mark.parametrize('name', R50)

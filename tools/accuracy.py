@@ -13,18 +13,19 @@ METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def _metrics(entry):
-    """{'mAP': ...} in 0..1 of a dict such as mmengine logs; None if it holds no box AP."""
+    """{'mAP': ...} in 0..1 of a dict such as mmengine logs; None if it holds no AP nor PQ."""
     for prefix in ('coco/', ''):
         if f'{prefix}bbox_mAP' in entry:
             # -1 is COCO's word for "no such boxes".
             found = {name: entry.get(f'{prefix}bbox_{name}', -1) for name in METRICS}
             found['mask_mAP'] = entry.get(f'{prefix}segm_mAP', -1)
             return {name: value for name, value in found.items() if value >= 0}
-    return None
+    quality = entry.get('coco_panoptic/PQ')
+    return None if quality is None else {'PQ': quality / 100}
 
 
 def read_accuracy(path):
-    """The newest box AP in a file or work folder.
+    """The newest box AP, or panoptic quality, in a file or work folder.
 
     Args:
         path: a JSON object of metrics (what a test by mmengine or tools/demo.py writes), a log of
@@ -32,11 +33,11 @@ def read_accuracy(path):
 
     Returns:
         dict: mAP, mAP_50, mAP_75, mAP_s, mAP_m, mAP_l of boxes, mask_mAP of masks, in 0..1; those
-        that are defined.
+        that are defined. Of a panoptic model PQ alone, in 0..1.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it holds no box AP.
+        ValueError: it holds neither.
     """
     path = Path(path)
     if path.is_dir():
@@ -51,8 +52,8 @@ def read_accuracy(path):
     found = [m for m in map(_metrics, entries) if m is not None]
     if not found:
         raise ValueError(
-            f'{path} has no box AP (coco/bbox_mAP); give the JSON that a test wrote, the '
-            'vis_data/scalars.json of a training, or its work folder'
+            f'{path} has no box AP (coco/bbox_mAP) and no PQ (coco_panoptic/PQ); give the JSON '
+            'that a test wrote, the vis_data/scalars.json of a training, or its work folder'
         )
     return found[-1]
 

@@ -80,6 +80,8 @@ PUBLISHED = (
               50, source=None),
     Published('deformable-detr-masks-frozen_r50_16xb2-25e_coco',
               'Deformable DETR, masks on a frozen detector (G: boxes alone)', 25, source=None),
+    Published('deformable-detr-panoptic_r50_16xb2-50e_coco',
+              'Deformable DETR, panoptic (G: boxes alone)', 50, source=None),
 )
 # fmt: on
 

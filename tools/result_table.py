@@ -66,6 +66,7 @@ def _columns(report):
         columns[title] = ap(name)
         columns[f'{title} publ.'] = published(theirs)
     columns['mask AP'] = ap('mask_mAP')
+    columns['PQ'] = ap('PQ')
     columns['params M'] = ours('params_m')
     columns['params publ.'] = published('params_m', 'd')
     for size in report['sizes']:

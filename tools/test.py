@@ -13,7 +13,7 @@ import argparse
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.checkpoints import CheckpointFileError
-from ddetr_plugin.compat import MissingMMCVOpError
+from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
 from ddetr_plugin.engine import launch
 
 
@@ -78,7 +78,12 @@ def main(arguments=None):
 
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()
-    except (launch.LaunchError, MissingMMCVOpError, CheckpointFileError) as error:
+    except (
+        launch.LaunchError,
+        MissingMMCVOpError,
+        MissingPanopticAPIError,
+        CheckpointFileError,
+    ) as error:
         parser.error(str(error))
     launch.leave_processes()
 

@@ -17,7 +17,7 @@ import os
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.checkpoints import CheckpointFileError
-from ddetr_plugin.compat import MissingMMCVOpError
+from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
 from ddetr_plugin.data_checks import check_config, print_findings
 from ddetr_plugin.engine import launch
 
@@ -94,7 +94,12 @@ def main(arguments=None):
         check_data(parser, config)
     try:
         launch.build_runner(config, args.local_rank).train()
-    except (launch.LaunchError, MissingMMCVOpError, CheckpointFileError) as error:
+    except (
+        launch.LaunchError,
+        MissingMMCVOpError,
+        MissingPanopticAPIError,
+        CheckpointFileError,
+    ) as error:
         parser.error(str(error))
     launch.leave_processes()
 

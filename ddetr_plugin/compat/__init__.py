@@ -1,4 +1,4 @@
-"""What this package adds to the stack below it: mmcv without its extension, safe loading."""
+"""What this package adds to the stack below it: what is missing there, and safe loading."""
 
 from ddetr_plugin.compat.checkpoints import allow_runner_checkpoints
 from ddetr_plugin.compat.mmcv_extension import (
@@ -6,10 +6,13 @@ from ddetr_plugin.compat.mmcv_extension import (
     install_mmcv_stand_in,
     require_mmcv_operators,
 )
+from ddetr_plugin.compat.panoptic_api import MissingPanopticAPIError, require_panopticapi
 
 __all__ = [
     'MissingMMCVOpError',
+    'MissingPanopticAPIError',
     'allow_runner_checkpoints',
     'install_mmcv_stand_in',
     'require_mmcv_operators',
+    'require_panopticapi',
 ]

@@ -1,6 +1,7 @@
 """What the data pipeline needs beyond mmdet's datasets and transforms."""
 
 from ddetr_plugin.datasets.load_checked import BrokenPictureError, LoadImageChecked
+from ddetr_plugin.datasets.load_panoptic import LoadPanopticInstances
 from ddetr_plugin.datasets.load_resized import LoadImageResized
 from ddetr_plugin.datasets.official_coco import OfficialCocoDataset
 from ddetr_plugin.datasets.official_resize import OfficialResize
@@ -9,6 +10,7 @@ __all__ = [
     'BrokenPictureError',
     'LoadImageChecked',
     'LoadImageResized',
+    'LoadPanopticInstances',
     'OfficialCocoDataset',
     'OfficialResize',
 ]

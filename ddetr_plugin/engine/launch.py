@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ddetr_plugin.checkpoints import install_checkpoint_loader
-from ddetr_plugin.compat import require_mmcv_operators
+from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
 
 __all__ = [
     'add_common_options',
@@ -259,7 +259,9 @@ def build_runner(config, local_rank=0):
     Raises:
         LaunchError: the launcher does not fit the machine or the environment.
         MissingMMCVOpError: the model has modules that need full mmcv, and this is mmcv-lite.
+        MissingPanopticAPIError: the config evaluates panoptic segmentation without panopticapi.
     """
+    require_panopticapi(config.to_dict())
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     # Also for models that have nothing of ours.
     install_checkpoint_loader()

@@ -11,6 +11,7 @@ from mask_cases import mask_head_config, masked_batch, masks_config
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.structures import DetDataSample
 from mmengine.structures import PixelData
+from panoptic_cases import quality_by_definition
 
 from ddetr_plugin.models import merge_segments, panoptic_map
 from ddetr_plugin.registry import MODELS
@@ -114,26 +115,6 @@ def test_the_numbers_of_classes_must_fit():
         MODELS.build(
             mask_head_config(type='ddetr_plugin.PanopticMaskHead', num_things=6, num_classes=5)
         )
-
-
-def quality_by_definition(predicted, wanted, num_classes):
-    """PQ over classes; a match is an IoU above one half of segments of one class."""
-    tp, fp, fn, iou = (np.zeros(num_classes) for _ in range(4))
-    ours, theirs = np.unique(predicted), np.unique(wanted)
-    matched = set()
-    for a in ours[ours % INSTANCE_OFFSET < num_classes]:
-        for b in theirs:
-            one, other = predicted == a, wanted == b
-            overlap = (one & other).sum() / (one | other).sum()
-            if a % INSTANCE_OFFSET == b % INSTANCE_OFFSET and overlap > 0.5:
-                tp[b % INSTANCE_OFFSET] += 1
-                iou[b % INSTANCE_OFFSET] += overlap
-                matched |= {('ours', a), ('theirs', b)}
-    for kind, codes, missed in (('ours', ours, fp), ('theirs', theirs, fn)):
-        for code in codes[codes % INSTANCE_OFFSET < num_classes]:
-            missed[code % INSTANCE_OFFSET] += (kind, code) not in matched
-    seen = tp + fp + fn > 0
-    return 100 * (iou[seen] / (tp + fp / 2 + fn / 2)[seen]).mean()
 
 
 def test_mmdets_metric_reads_the_map(tmp_path):
