@@ -15,6 +15,7 @@ PACKAGE = ROOT / 'ddetr_plugin'
 ORDER = (
     'boxes',
     'feature_levels',
+    'kept',
     'simple_feature_pyramid',
     'positional_encoding',
     'match_costs',
