@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ddetr_plugin.data_checks.findings import Finding
-from ddetr_plugin.data_checks.pictures import check_each, find_missing, missing_file
+from ddetr_plugin.data_checks.pictures import check_each, file_name, find_missing, missing_file
 from ddetr_plugin.data_checks.segments import is_map_id
 from ddetr_plugin.datasets.load_checked import missing_end
 from ddetr_plugin.datasets.load_panoptic import decode_segment_ids
@@ -19,7 +19,7 @@ NAMED = 5  # ids that a finding names
 
 def find_missing_maps(folder: Path, content: dict) -> list[Finding]:
     """The maps that are not there, without looking into any: arguments as `check_maps`."""
-    return find_missing(folder, _maps(content), 'seg')
+    return find_missing(folder, content['images'], 'seg')
 
 
 def check_maps(folder: Path, content: dict) -> list[Finding]:
@@ -35,19 +35,15 @@ def check_maps(folder: Path, content: dict) -> list[Finding]:
     for annotation in content['annotations']:
         ids = listed.setdefault(annotation['image_id'], [])
         ids += [s['id'] for s in annotation['segments_info'] if is_map_id(s['id'])]
-    return check_each(lambda m: _check_map(folder, m, listed.get(m['id'], [])), _maps(content))
 
+    def check(image):
+        return _check_map(folder, image, listed.get(image['id'], []))
 
-def _maps(content: dict) -> list[dict]:
-    """The images of a file, with the names that CocoPanopticDataset gives their maps."""
-    return [
-        dict(image, file_name=image['file_name'].replace('.jpg', '.png'))
-        for image in content['images']
-    ]
+    return check_each(check, content['images'])
 
 
 def _check_map(folder: Path, image: dict, listed: list) -> Iterator[Finding]:
-    path = folder / image['file_name']
+    path = folder / file_name(image, 'seg')
 
     def finding(level, kind, detail, remedy):
         return Finding(level, kind, str(path), 'image', image['id'], detail, remedy)

@@ -13,7 +13,14 @@ from PIL import Image, UnidentifiedImageError
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.datasets.load_checked import missing_end
 
-__all__ = ['check_each', 'check_pictures', 'find_missing', 'missing_file', 'rescale_size']
+__all__ = [
+    'check_each',
+    'check_pictures',
+    'file_name',
+    'find_missing',
+    'missing_file',
+    'rescale_size',
+]
 
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations with width and height exchanged
@@ -61,8 +68,8 @@ def find_missing(folder: Path, images: Sequence[dict], prefix: str = 'img') -> l
 
     Args:
         folder: that `file_name` is relative to.
-        images: entries of a COCO-format file, or the same with names of their maps of segments.
-        prefix: of a dataset's `data_prefix`, which says what they are: a key of `KINDS`.
+        images: entries of a COCO-format file.
+        prefix: key of a dataset's `data_prefix`: 'img' for pictures, 'seg' for maps of segments.
     """
     if not folder.is_dir():
         return [
@@ -77,18 +84,23 @@ def find_missing(folder: Path, images: Sequence[dict], prefix: str = 'img') -> l
                 f'{KINDS[prefix]} there',
             )
         ]
-    by_folder: dict[str, list[dict]] = {}
+    by_folder: dict[str, list[tuple[str, dict]]] = {}
     for image in images:
-        by_folder.setdefault(os.path.dirname(image['file_name']), []).append(image)
+        below, name = os.path.split(file_name(image, prefix))
+        by_folder.setdefault(below, []).append((name, image))
     findings = []
     for below, entries in by_folder.items():
-        present = _files(folder / below, [os.path.basename(e['file_name']) for e in entries])
+        present = _files(folder / below, [name for name, _ in entries])
         findings += [
-            missing_file(folder, image, prefix)
-            for image in entries
-            if os.path.basename(image['file_name']) not in present
+            missing_file(folder, image, prefix) for name, image in entries if name not in present
         ]
     return findings
+
+
+def file_name(image: dict, prefix: str) -> str:
+    """The name of an image's picture, or of its map as CocoPanopticDataset knows it."""
+    name = image['file_name']
+    return name.replace('.jpg', '.png') if prefix == 'seg' else name
 
 
 def _files(folder: Path, names: Sequence[str]) -> set[str]:
@@ -106,7 +118,7 @@ def missing_file(folder: Path, image: dict, prefix: str = 'img') -> Finding:
     remedy = f'put it there, or remove picture {image["id"]} from the annotations'
     if prefix == 'seg':
         remedy += '. mmdet expects the name of the picture with .png instead of .jpg'
-    path = str(folder / image['file_name'])
+    path = str(folder / file_name(image, prefix))
     kind = f'missing {KINDS[prefix]}'
     return Finding('error', kind, path, 'image', image['id'], 'not there', remedy)
 
