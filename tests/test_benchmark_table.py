@@ -144,6 +144,21 @@ def test_accuracy_is_read_from_tests_logs_and_work_folders(tmp_path):
         accuracy.read_accuracy(metrics)
 
 
+def test_the_work_folder_of_a_panoptic_training_is_a_curve_of_its_quality(tmp_path):
+    log = write_log(tmp_path / 'segments', '1')
+    lines = [{'coco_panoptic/PQ': 100 * pq, 'step': step} for step, pq in ((1, 0.2), (2, 0.4))]
+    log.write_text('\n'.join(map(json.dumps, lines)))
+    assert accuracy.read_accuracy(tmp_path / 'segments') == {'PQ': 0.4}
+    segments = accuracy.read_curve(tmp_path / 'segments')
+    assert segments == [(1, {'PQ': 0.2}), (2, {'PQ': 0.4})]
+    write_log(tmp_path / 'boxes', '1', (1, 0.1, 0.05), (2, 0.3, 0.2))
+    boxes = accuracy.read_curve(tmp_path / 'boxes')
+    # A picture has a panel of 5.5 inches for each metric that a curve has.
+    for curves, panels in (({'a': segments}, 1), ({'a': segments, 'b': boxes}, 3)):
+        figures.draw_accuracy(curves, tmp_path / 'a.png')
+        assert cv2.imread(str(tmp_path / 'a.png')).shape[1] == panels * 605
+
+
 def test_a_resumed_training_is_one_curve(tmp_path):
     write_log(tmp_path, '1', (1, 0.1, -1.0), (2, 0.2, 0.1))
     write_log(tmp_path, '2', (2, 0.25, 0.1), (3, 0.3, 0.2))

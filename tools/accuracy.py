@@ -67,8 +67,8 @@ def read_curve(work_dir):
     curve = [(step, _metrics(entry)) for step, entry in read_scalars(work_dir)[1].items()]
     if not curve:
         raise ValueError(
-            f'{work_dir} has no validation with box AP in its */vis_data/scalars.json; give the '
-            'work folder of a training'
+            f'{work_dir} has no validation with box AP or PQ in its */vis_data/scalars.json; give '
+            'the work folder of a training'
         )
     return curve
 

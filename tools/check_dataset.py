@@ -4,7 +4,8 @@
     python tools/check_dataset.py --config CONFIG [--json REPORT]
 
 Finds the annotation files and the pictures, and says in plain words what does not fit. With a
-config, its class names are compared, too; without a folder, the data is what the config names.
+config, its class names are compared, too; without a folder, the data is what the config names, of
+boxes or of panoptic segments.
 Layouts of a folder that are found: annotations/instances_train (.json, or with a suffix such as
 2017) and instances_val, annotations/train.json and val.json, train/_annotations.coco.json and
 valid/_annotations.coco.json; pictures in images/, images/train/, train/, train2017/, beside the

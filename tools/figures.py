@@ -7,24 +7,31 @@ import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first: no s
 
 __all__ = ['draw_accuracy', 'draw_cost']
 
+LABELS = {'mAP': 'AP', 'mAP_s': 'AP of small objects', 'PQ': 'PQ'}
+
 
 def draw_accuracy(curves, path, unit='epoch'):
-    """Writes a PNG: AP (left) and AP of small objects (right) over time.
+    """Writes a PNG over time: AP (left) and AP of small objects; PQ (right) if a curve has it.
 
     Args:
         curves: name -> list of (time, metrics), or of several such lists: repetitions, whose mean
             is drawn over a band from the least to the greatest. `metrics` is a dict with mAP and
-            perhaps mAP_s, in 0..1.
+            perhaps mAP_s, or with PQ, in 0..1.
         path: of the PNG.
         unit: of the time.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
-    for axis, metric, label in zip(axes, ('mAP', 'mAP_s'), ('AP', 'AP of small objects')):
-        for name, runs in curves.items():
-            times, means, low, high = spread(runs, metric)
+    drawn = {
+        metric: {name: found for name, runs in curves.items() if any(found := spread(runs, metric))}
+        for metric in LABELS
+    }
+    panels = [metric for metric in LABELS if drawn[metric]] or ['mAP']
+    size = (5.5 * len(panels), 4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout='constrained', squeeze=False)
+    for axis, metric in zip(axes[0], panels):
+        for name, (times, means, low, high) in drawn[metric].items():
             (line,) = axis.plot(times, means, marker='.', label=name)
             axis.fill_between(times, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set(xlabel=unit, ylabel=label)
+        axis.set(xlabel=unit, ylabel=LABELS[metric])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend()

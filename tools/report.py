@@ -28,7 +28,7 @@ def read_scalars(work_dir):
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            if 'coco/bbox_mAP' in entry:
+            if 'coco/bbox_mAP' in entry or 'coco_panoptic/PQ' in entry:
                 if entry['step'] > 0:  # 0: a test apart from a training
                     metrics[entry['step']] = entry
             elif 'loss' in entry:
@@ -45,7 +45,7 @@ def draw_curves(work_dir, out):
     left.set(xlabel='iteration', ylabel='loss (all layers: "loss"; last layer: the others)')
     left.set_yscale('log')
     for name in METRICS:
-        values = [entry['coco/' + name] for entry in metrics.values()]
+        values = [entry.get('coco/' + name, np.nan) for entry in metrics.values()]
         right.plot(list(metrics), values, marker='o', label=name)
     right.set(xlabel='iteration', ylabel='average precision', ylim=(0, 1))
     for axes in (left, right):

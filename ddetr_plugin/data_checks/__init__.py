@@ -1,7 +1,8 @@
 """Data sets in COCO format, checked before a training: what does not fit, and what to do."""
 
-from ddetr_plugin.data_checks.annotations import check_annotations, is_scored, read_annotations
+from ddetr_plugin.data_checks.annotations import check_annotations
 from ddetr_plugin.data_checks.configs import check_config, config_scales
+from ddetr_plugin.data_checks.entries import is_scored
 from ddetr_plugin.data_checks.findings import (
     SHOWN,
     Finding,
@@ -10,6 +11,7 @@ from ddetr_plugin.data_checks.findings import (
     write_report,
 )
 from ddetr_plugin.data_checks.pictures import check_pictures, find_missing, rescale_size
+from ddetr_plugin.data_checks.reading import read_annotations
 from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
 
 __all__ = [

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-__all__ = ['NUMBER', 'Report', 'check_boxes']
+__all__ = ['NUMBER', 'Report', 'check_boxes', 'is_box', 'report_unknown_picture']
 
 NUMBER = (int, float)
 # Shares of boxes from which on they look like corners.
@@ -55,14 +55,7 @@ def _check_box(
 ) -> None:
     image = images.get(annotation['image_id'])
     if image is None:
-        report(
-            'error',
-            'annotations of unknown pictures',
-            'annotation',
-            annotation['id'],
-            f'image_id {annotation["image_id"]}',
-            'add the picture to images, or remove the annotation',
-        )
+        report_unknown_picture(annotation['id'], annotation['image_id'], report)
         return
     if annotation['category_id'] not in categories:
         report(
@@ -89,7 +82,7 @@ def _check_box(
         )
         area = 1 if 'area' in missing else area
     box = annotation.get('bbox')
-    if not _is_box(box):
+    if not is_box(box):
         report(
             'error',
             'boxes that are not four finite numbers',
@@ -114,7 +107,20 @@ def _check_box(
         )
 
 
-def _is_box(box) -> bool:
+def report_unknown_picture(annotation_id, image_id, report: Report) -> None:
+    """Reports an annotation of a picture that is not listed."""
+    report(
+        'error',
+        'annotations of unknown pictures',
+        'annotation',
+        annotation_id,
+        f'image_id {image_id}',
+        'add the picture to images, or remove the annotation',
+    )
+
+
+def is_box(box) -> bool:
+    """Whether it is a list of four finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4

@@ -3,9 +3,15 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ddetr_plugin.data_checks.annotations import read_annotations
 from ddetr_plugin.data_checks.findings import Finding
-from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
+from ddetr_plugin.data_checks.panoptic import check_panoptic_split
+from ddetr_plugin.data_checks.reading import read_annotations, read_panoptic
+from ddetr_plugin.data_checks.splits import (
+    Split,
+    check_class_names,
+    check_split,
+    check_splits,
+)
 from ddetr_plugin.engine.foreign_checkpoints import class_names
 
 __all__ = ['check_config', 'config_scales']
@@ -14,8 +20,8 @@ __all__ = ['check_config', 'config_scales']
 def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
     """All findings of the training and validation data that a config names.
 
-    Datasets that read COCO format by mmdet's CocoDataset are looked at, wrapped ones too; others,
-    and files that are not on a local disk, are left alone.
+    Datasets that read COCO format by mmdet's CocoDataset or CocoPanopticDataset are looked at,
+    wrapped ones too; others, and files that are not on a local disk, are left alone.
 
     Args:
         config: with `train_dataloader` and, maybe, `val_dataloader` and `model`.
@@ -24,21 +30,36 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
     splits: dict[str, list[tuple]] = dict(train=[], val=[])
     findings: list[Finding] = []
     scales = config_scales(config) if decode else []
+    model = config.get('model') or {}
     for name in splits:
-        for dataset, classes in _coco_datasets(config.get(f'{name}_dataloader')):
+        for dataset, classes, panoptic in _coco_datasets(config.get(f'{name}_dataloader')):
             ann_file = Path(_join(dataset, dataset['ann_file']))
-            folder = Path(_join(dataset, (dataset.get('data_prefix') or {}).get('img') or ''))
+            prefixes = dataset.get('data_prefix') or {}
+            folder = Path(_join(dataset, prefixes.get('img') or ''))
             try:
-                content = read_annotations(ann_file, polygons=False)
+                content = (
+                    read_panoptic(ann_file)
+                    if panoptic
+                    else read_annotations(ann_file, polygons=False)
+                )
             except (OSError, ValueError) as error:
                 findings.append(_unreadable(ann_file, error))
                 continue
             split = Split(name, ann_file, folder, content)
             splits[name].append((split, classes))
-            findings += check_split(split, scales, decode, scored=name != 'train')
+            scored = name != 'train'
+            if panoptic:
+                seg = prefixes.get('seg')
+                maps = None if seg is None else Path(_join(dataset, seg))
+                num_things = _num_things(dataset, model)
+                findings += check_panoptic_split(
+                    split, maps, classes, num_things, scales, decode, scored
+                )
+            else:
+                findings += check_split(split, scales, decode, scored)
+                findings += check_class_names(split, classes) if classes is not None else []
             if classes is not None:
-                findings += check_class_names(split, classes)
-                findings += _check_model(config.get('model') or {}, len(classes), ann_file)
+                findings += _check_model(model, len(classes), ann_file)
     for train, learned in splits['train']:
         for val, known in splits['val']:
             if train.ann_file != val.ann_file:
@@ -57,9 +78,29 @@ def config_scales(config: Mapping) -> list[tuple[int, int]]:
     return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
 
 
-def _coco_datasets(loader: Mapping | None) -> Iterator[tuple[Mapping, tuple[str, ...] | None]]:
-    """The configs of datasets in COCO format on a local disk, with their class names."""
-    from mmdet.datasets import CocoDataset
+def _num_things(dataset: Mapping, model: Mapping) -> dict[int, str]:
+    """The numbers of things that a config states, with the places."""
+    places = {
+        str(step['type']): step for step in dataset.get('pipeline') or () if 'num_things' in step
+    }
+    head = model.get('mask_head')
+    if isinstance(head, Mapping) and 'num_things' in head:
+        places['model.mask_head'] = head
+    stated: dict[int, str] = {}
+    for place, settings in places.items():
+        number = settings['num_things']
+        stated[number] = f'{stated[number]} and {place}' if number in stated else place
+    return stated
+
+
+def _coco_datasets(
+    loader: Mapping | None,
+) -> Iterator[tuple[Mapping, tuple[str, ...] | None, bool]]:
+    """The configs of datasets in COCO format on a local disk.
+
+    Each with its class names, and whether its format is the panoptic one.
+    """
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
     from mmdet.registry import DATASETS
 
     waiting = [(loader or {}).get('dataset')]
@@ -72,14 +113,15 @@ def _coco_datasets(loader: Mapping | None) -> Iterator[tuple[Mapping, tuple[str,
             continue
         kind = dataset['type']
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if _reads_coco(kind, CocoDataset) and _is_local(dataset):
+        panoptic = _reads_as(kind, CocoPanopticDataset)
+        if (panoptic or _reads_as(kind, CocoDataset)) and _is_local(dataset):
             classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
-            yield dataset, class_names(classes)
+            yield dataset, class_names(classes), panoptic
 
 
-def _reads_coco(kind, coco: type) -> bool:
-    """Whether a type of dataset reads its files as mmdet's CocoDataset, `coco`, does."""
-    # LVIS and panoptic files have another form.
+def _reads_as(kind, coco: type) -> bool:
+    """Whether a type of dataset reads its files as `coco`, one of mmdet's, does."""
+    # LVIS files have another form.
     return (
         isinstance(kind, type)
         and issubclass(kind, coco)
@@ -115,19 +157,22 @@ def _unreadable(ann_file: Path, error: Exception) -> Finding:
 
 
 def _check_model(model: Mapping, count: int, ann_file: Path) -> list[Finding]:
-    """Whether the detector's head has a score for every class of the data."""
-    head = model.get('bbox_head')
-    number = head.get('num_classes') if isinstance(head, Mapping) else None
-    if number is None or number == count:
-        return []
-    return [
-        Finding(
-            'error' if number < count else 'warning',
-            'another number of classes in the model than in the data',
-            str(ann_file),
-            None,
-            None,
-            f'model.bbox_head.num_classes is {number}, the dataset has {count} classes',
-            f'set model.bbox_head.num_classes={count}, or metainfo.classes of the datasets',
+    """Whether the detector's heads know every class of the data."""
+    findings = []
+    for name in ('bbox_head', 'mask_head'):
+        head = model.get(name)
+        number = head.get('num_classes') if isinstance(head, Mapping) else None
+        if number is None or number == count:
+            continue
+        findings.append(
+            Finding(
+                'error' if number < count else 'warning',
+                'another number of classes in the model than in the data',
+                str(ann_file),
+                None,
+                None,
+                f'model.{name}.num_classes is {number}, the dataset has {count} classes',
+                f'set model.{name}.num_classes={count}, or metainfo.classes of the datasets',
+            )
         )
-    ]
+    return findings

@@ -19,8 +19,10 @@ class Finding(NamedTuple):
             or something looks wrong; 'note': it is as it may be.
         kind: the same words for all findings of a kind.
         file: the annotation file or the picture.
-        part: 'image', 'annotation' or 'category'; None if the finding is about the whole file.
-        id: of that part; None if the finding is about the whole file.
+        part: 'image', 'annotation', 'segment' or 'category'; None if the finding is about the
+            whole file.
+        id: of that part, of a panoptic annotation its image's; None if the finding is about the
+            whole file.
         detail: what was found.
         remedy: what to do.
     """

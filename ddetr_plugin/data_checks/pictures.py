@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,14 @@ from PIL import Image, UnidentifiedImageError
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.datasets.load_checked import missing_end
 
-__all__ = ['check_pictures', 'find_missing', 'rescale_size']
+__all__ = [
+    'check_each',
+    'check_pictures',
+    'file_name',
+    'find_missing',
+    'missing_file',
+    'rescale_size',
+]
 
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations with width and height exchanged
@@ -27,6 +34,8 @@ FORMATS = {
     '.tif': ('TIFF',),
     '.tiff': ('TIFF',),
 }
+# What the folders of a dataset's data_prefix hold.
+KINDS = dict(img='pictures', seg='maps of segments')
 # From so many pictures of a folder on its listing is read once, instead of asking for each.
 MANY = 1000
 
@@ -43,14 +52,25 @@ def check_pictures(folder: Path, images: Sequence[dict], scales: Scales) -> list
         images: entries of a COCO-format file.
         scales: (width, height) pairs that pictures are resized to, their ratio kept.
     """
+    return check_each(lambda image: _check_picture(folder, image, scales), images)
+
+
+def check_each(check: Callable[[dict], Iterable[Finding]], images: Sequence[dict]) -> list[Finding]:
+    """All findings of `check` about every image, by all cores."""
     # Decoding is what takes time, and happens outside of Python.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda image: list(_check_picture(folder, image, scales)), images)
+        found = pool.map(lambda image: list(check(image)), images)
         return [finding for findings in found for finding in findings]
 
 
-def find_missing(folder: Path, images: Sequence[dict]) -> list[Finding]:
-    """The pictures that are not there, without looking into any: arguments as `check_pictures`."""
+def find_missing(folder: Path, images: Sequence[dict], prefix: str = 'img') -> list[Finding]:
+    """The files that are not there, without looking into any.
+
+    Args:
+        folder: that `file_name` is relative to.
+        images: entries of a COCO-format file.
+        prefix: key of a dataset's `data_prefix`: 'img' for pictures, 'seg' for maps of segments.
+    """
     if not folder.is_dir():
         return [
             Finding(
@@ -59,22 +79,28 @@ def find_missing(folder: Path, images: Sequence[dict]) -> list[Finding]:
                 str(folder),
                 None,
                 None,
-                f'there is no such folder; {len(images)} pictures should be in it',
-                'correct data_root or data_prefix.img in the config, or put the pictures there',
+                f'there is no such folder; {len(images)} {KINDS[prefix]} should be in it',
+                f'correct data_root or data_prefix.{prefix} in the config, or put the '
+                f'{KINDS[prefix]} there',
             )
         ]
-    by_folder: dict[str, list[dict]] = {}
+    by_folder: dict[str, list[tuple[str, dict]]] = {}
     for image in images:
-        by_folder.setdefault(os.path.dirname(image['file_name']), []).append(image)
+        below, name = os.path.split(file_name(image, prefix))
+        by_folder.setdefault(below, []).append((name, image))
     findings = []
     for below, entries in by_folder.items():
-        present = _files(folder / below, [os.path.basename(e['file_name']) for e in entries])
+        present = _files(folder / below, [name for name, _ in entries])
         findings += [
-            _missing(folder, image)
-            for image in entries
-            if os.path.basename(image['file_name']) not in present
+            missing_file(folder, image, prefix) for name, image in entries if name not in present
         ]
     return findings
+
+
+def file_name(image: dict, prefix: str) -> str:
+    """The name of an image's picture, or of its map as CocoPanopticDataset knows it."""
+    name = image['file_name']
+    return name.replace('.jpg', '.png') if prefix == 'seg' else name
 
 
 def _files(folder: Path, names: Sequence[str]) -> set[str]:
@@ -87,10 +113,14 @@ def _files(folder: Path, names: Sequence[str]) -> set[str]:
         return set()
 
 
-def _missing(folder: Path, image: dict) -> Finding:
+def missing_file(folder: Path, image: dict, prefix: str = 'img') -> Finding:
+    """Of one file: arguments as `find_missing`."""
     remedy = f'put it there, or remove picture {image["id"]} from the annotations'
-    path = str(folder / image['file_name'])
-    return Finding('error', 'missing pictures', path, 'image', image['id'], 'not there', remedy)
+    if prefix == 'seg':
+        remedy += '. mmdet expects the name of the picture with .png instead of .jpg'
+    path = str(folder / file_name(image, prefix))
+    kind = f'missing {KINDS[prefix]}'
+    return Finding('error', kind, path, 'image', image['id'], 'not there', remedy)
 
 
 def _check_picture(folder: Path, image: dict, scales: Scales) -> Iterator[Finding]:
@@ -100,7 +130,7 @@ def _check_picture(folder: Path, image: dict, scales: Scales) -> Iterator[Findin
         return Finding(level, kind, str(path), 'image', image['id'], detail, remedy)
 
     if not path.is_file():
-        yield _missing(folder, image)
+        yield missing_file(folder, image)
         return
     try:
         content = path.read_bytes()

@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddetr_plugin.data_checks.annotations import check_annotations
-from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.findings import Finding, has_errors
 from ddetr_plugin.data_checks.pictures import Scales, check_pictures, find_missing
 
-__all__ = ['Split', 'check_class_names', 'check_split', 'check_splits']
+__all__ = [
+    'Split',
+    'check_class_names',
+    'check_labels',
+    'check_split',
+    'check_splits',
+    'left_out',
+]
 
 
 class Split(NamedTuple):
@@ -18,7 +25,7 @@ class Split(NamedTuple):
         name: 'train' or 'val'.
         ann_file: COCO-format JSON.
         image_folder: that `file_name` is relative to.
-        content: as `read_annotations` returns it.
+        content: as `read_annotations` or `read_panoptic` returns it.
     """
 
     name: str
@@ -99,6 +106,31 @@ def _check_overlap(train: Split, val: Split) -> list[Finding]:
 
 
 def check_class_names(split: Split, classes: Sequence[str]) -> list[Finding]:
+    """As `check_labels`, and which classes of a file of boxes are ignored; the same arguments."""
+    findings = check_labels(split, classes)
+    if has_errors(findings):
+        return findings
+    remedy = 'their boxes are ignored; add the name to metainfo.classes if that is not meant'
+    return findings + [
+        Finding(
+            'warning',
+            'classes that the config leaves out',
+            str(split.ann_file),
+            'category',
+            category['id'],
+            category['name'],
+            remedy,
+        )
+        for category in left_out(split.content['categories'], classes)
+    ]
+
+
+def left_out(categories: Sequence[dict], classes: Sequence[str]) -> list[dict]:
+    """The categories that a config does not name."""
+    return [category for category in categories if category['name'] not in set(classes)]
+
+
+def check_labels(split: Split, classes: Sequence[str]) -> list[Finding]:
     """Whether the labels that mmdet makes of an annotation file mean what a config says.
 
     mmdet numbers those categories that the config names, in the order of the file.
@@ -108,13 +140,12 @@ def check_class_names(split: Split, classes: Sequence[str]) -> list[Finding]:
         classes: the config's names, in the order of the model.
     """
 
-    def finding(level, kind, detail, remedy, category=None):
-        part, entry_id = (None, None) if category is None else ('category', category['id'])
-        return [Finding(level, kind, str(split.ann_file), part, entry_id, detail, remedy)]
+    def finding(level, detail, remedy):
+        kind = 'classes of the config and the annotations differ'
+        return [Finding(level, kind, str(split.ann_file), None, None, detail, remedy)]
 
     labelled = [name for name in split.classes if name in set(classes)]
     missing = [name for name in classes if name not in set(labelled)]
-    kind = 'classes of the config and the annotations differ'
     if labelled != list(classes)[: len(labelled)] or not labelled:
         pairs = [(a, b) for a, b in zip(labelled, classes) if a != b]
         detail = f'the config names {_some(missing)}, which the file does not have'
@@ -130,25 +161,14 @@ def check_class_names(split: Split, classes: Sequence[str]) -> list[Finding]:
             else 'give metainfo.classes in every dataset of the config the names and the order of '
             'the file'
         )
-        return finding('error', kind, detail, remedy)
-    findings = []
+        return finding('error', detail, remedy)
     if missing:
-        findings += finding(
+        return finding(
             'warning',
-            kind,
             f'the file lacks {_some(missing)}',
             'they are not learned, or not scored; remove them from metainfo.classes',
         )
-    for category in split.content['categories']:
-        if category['name'] not in set(classes):
-            findings += finding(
-                'warning',
-                'classes that the config leaves out',
-                category['name'],
-                'their boxes are ignored; add the name to metainfo.classes if that is not meant',
-                category,
-            )
-    return findings
+    return []
 
 
 def _some(names: Sequence[str]) -> str:

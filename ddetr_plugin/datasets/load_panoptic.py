@@ -8,10 +8,18 @@ from mmengine.fileio import get
 
 from ddetr_plugin.registry import TRANSFORMS
 
-__all__ = ['LoadPanopticInstances']
+__all__ = ['LoadPanopticInstances', 'decode_segment_ids']
 
 # A pixel's segment is R + 256 G + 65536 B; mmcv decodes to B, G, R.
 ID_OF_BGR = (65536, 256, 1)
+
+
+def decode_segment_ids(content: bytes) -> np.ndarray | None:
+    """Each pixel's segment, (H, W) int32, of the bytes of a PNG; None if it cannot be decoded."""
+    bgr = mmcv.imfrombytes(content, flag='color') if content else None
+    if bgr is None:
+        return None
+    return sum(bgr[..., i].astype(np.int32) * factor for i, factor in enumerate(ID_OF_BGR))
 
 
 @TRANSFORMS.register_module()
@@ -79,13 +87,12 @@ class LoadPanopticInstances(BaseTransform):
 
     def _segment_ids(self, path: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) int32."""
-        content = get(path, backend_args=self.backend_args)
-        bgr = mmcv.imfrombytes(content, flag='color') if content else None
-        if bgr is None:
+        ids = decode_segment_ids(get(path, backend_args=self.backend_args))
+        if ids is None:
             raise ValueError(f'{path} cannot be decoded; it should be a PNG of segment ids')
-        if bgr.shape[:2] != size:
+        if ids.shape != size:
             raise ValueError(
-                f'{path} is {bgr.shape[0]} x {bgr.shape[1]} pixels (height x width), its picture '
+                f'{path} is {ids.shape[0]} x {ids.shape[1]} pixels (height x width), its picture '
                 f'{size[0]} x {size[1]}; both must be of one size'
             )
-        return sum(bgr[..., i].astype(np.int32) * factor for i, factor in enumerate(ID_OF_BGR))
+        return ids
