@@ -1,5 +1,6 @@
 """A training that is killed, whenever that is, loses nothing."""
 
+import copy
 import json
 import os
 import random
@@ -140,7 +141,7 @@ ITERATIONS = dict(
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     server, tiny_job, tmp_path, changes
 ):
-    config = tiny_job(**changes)
+    config = tiny_job(**copy.deepcopy(changes))
     whole = tmp_path / 'whole'
     status, duration = server.train(config, whole, resume=False)
     assert status == 0, logged(whole)
@@ -181,7 +182,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
 def test_where_one_of_two_processes_is_killed_the_other_ends_and_both_resume(
     server, tiny_job, tmp_path, changes
 ):
-    config = tiny_job(**changes)
+    config = tiny_job(**copy.deepcopy(changes))
     whole, work_dir = tmp_path / 'whole', tmp_path / 'killed'
     assert server.train_two(config, whole, resume=False) == [0, 0], logged(whole)
     killed = -signal.SIGKILL
