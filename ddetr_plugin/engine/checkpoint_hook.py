@@ -4,7 +4,6 @@ import copy
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
@@ -24,7 +23,8 @@ from ddetr_plugin.engine.durable_files import (
     write_bytes,
     write_text,
 )
-from ddetr_plugin.engine.resumption import check_resumable, resume_path
+from ddetr_plugin.engine.resume_check import check_resumable
+from ddetr_plugin.engine.resumption import remove_orphans, resume_path
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir_together
 from ddetr_plugin.registry import HOOKS
 
@@ -134,7 +134,11 @@ class AtomicCheckpointHook(CheckpointHook):
             if self._validation_is_due(runner):
                 print_log('Validating the checkpoint first: it was not before.', logger='current')
                 runner.val_loop.run()
-            self._remove_orphans(runner)
+        if self._resumed and is_main_process():
+            here = runner.epoch if self.by_epoch else runner.iter
+            named = {Path(path).name for path in self._best_paths()}
+            for path in remove_orphans(self.out_dir, self.filename_tmpl, here, named):
+                print_log(f'Removed {path}, which no checkpoint names.', logger='current')
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         """Keep the best checkpoint of a training; a validation alone saves nothing."""
@@ -268,27 +272,6 @@ class AtomicCheckpointHook(CheckpointHook):
         """The files of the best weights so far, one for each score that is watched."""
         paths = getattr(self, 'best_ckpt_path_dict', {}).values()
         return {path for path in (getattr(self, 'best_ckpt_path', None), *paths) if path}
-
-    def _remove_orphans(self, runner) -> None:
-        """Remove best weights that a killed run saved, but did not get to name in a checkpoint.
-
-        They are from where the run has resumed or later. A run that goes back to before newer
-        checkpoints leaves all alone.
-        """
-        if not is_main_process():
-            return
-        numbered = re.escape(self.filename_tmpl).replace(re.escape('{}'), r'(\d+)')
-        here = runner.epoch if self.by_epoch else runner.iter
-        paths = list(Path(self.out_dir).glob('*.pth'))
-        steps = (re.fullmatch(numbered, path.name) for path in paths)
-        if any(int(step[1]) > here for step in steps if step):
-            return
-        named = {Path(path).name for path in self._best_paths()}
-        for path in paths:
-            step = re.fullmatch(f'best_.+_{numbered}', path.name)
-            if step and int(step[1]) >= here and path.name not in named:
-                path.unlink(missing_ok=True)
-                print_log(f'Removed {path}, which no checkpoint names.', logger='current')
 
     def _validation_is_due(self, runner) -> bool:
         """Whether the loop would have validated the checkpoint that the run has resumed from."""
