@@ -49,7 +49,7 @@ def test_a_second_training_stops_before_it_writes_anything(tiny_job, tmp_path, c
     with another_process(work_dir) as holder:
         with pytest.raises(SystemExit) as stop:
             tool('train').main([str(tiny_job())])
-        assert stop.value.code == 1
+        assert stop.value.code == 2
         message = capsys.readouterr().err
         assert f'{work_dir} is in use: process {holder} on ' in message
         assert 'Traceback' not in message

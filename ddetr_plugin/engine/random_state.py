@@ -81,7 +81,8 @@ class RandomStateHook(Hook):
       to the iteration of the checkpoint); any number of data workers, and, with
       AtomicCheckpointHook, of processes.
 
-    Elsewhere it changes nothing for the worse: runs continue as they do without it.
+    Elsewhere it changes nothing for the worse: runs continue as they do without it; such as from
+    checkpoints between two steps of an optimiser that accumulates gradients.
     """
 
     # Before CheckpointHook (VERY_LOW), which writes the state down at the end of the same epoch.
@@ -112,6 +113,8 @@ class RandomStateHook(Hook):
             # A validation that is made up for before the first iteration may save again.
             restore_random_state(state)
             Replay(runner.train_loop, state)
+            # Not for later checkpoints, whose states are others.
+            self._states = None
 
     def before_train_epoch(self, runner):
         """Start the epoch from where the previous one ended, here or in the resumed run."""
