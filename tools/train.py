@@ -92,14 +92,17 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         config = make_config(args)
-        if is_first(config):
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if is_first(config):
+        if not args.skip_data_check:
+            check_data(parser, config)
+        try:
             # Before anything is written; AtomicCheckpointHook, which locks the folder for every
             # Runner, comes after the log file.
             lock_work_dir(config.work_dir)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    if is_first(config) and not args.skip_data_check:
-        check_data(parser, config)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     try:
         launch.build_runner(config, args.local_rank).train()
     except (
