@@ -13,15 +13,15 @@ from ddetr_plugin.engine import CheckpointError
 pytestmark = pytest.mark.usefixtures('plain_configs')
 
 
-def fail_at(runner, error, *calls):
-    """Raise `error` instead of these calls of the runner's `save_checkpoint`, counted from 1."""
+def fail(runner, errors):
+    """Raise these errors instead of calls of the runner's `save_checkpoint`, counted from 1."""
     save, count = runner.save_checkpoint, 0
 
     def save_checkpoint(*arguments, **settings):
         nonlocal count
         count += 1
-        if count in calls:
-            raise error
+        if count in errors:
+            raise errors[count]
         save(*arguments, **settings)
 
     runner.save_checkpoint = save_checkpoint
@@ -61,7 +61,7 @@ def test_best_weights_that_no_checkpoint_could_name_are_removed(config, tmp_path
     """Of each epoch: the checkpoint, the best weights, the checkpoint that names them."""
     work_dir = tmp_path / 'work'
     runner = scored(runner_of(config, work_dir), 0.5, 0.4)
-    fail_at(runner, full(), 3)
+    fail(runner, {3: full()})
     runner.train()
     assert names(work_dir) == [BEST(2), 'epoch_1.pth', 'epoch_2.pth']
     assert best_of(work_dir, 1) is None
@@ -71,7 +71,7 @@ def test_best_weights_that_no_checkpoint_could_name_are_removed(config, tmp_path
 def test_the_best_so_far_stays_where_a_better_one_cannot_be_named(config, tmp_path):
     work_dir = tmp_path / 'work'
     runner = scored(runner_of(config, work_dir), 0.5, 0.4)
-    fail_at(runner, full(), 6)
+    fail(runner, {6: full()})
     with pytest.raises(CheckpointError):
         runner.train()
     assert names(work_dir) == [BEST(1), 'epoch_1.pth', 'epoch_2.pth']
@@ -82,10 +82,22 @@ def test_the_best_so_far_stays_where_a_better_one_cannot_be_named(config, tmp_pa
     assert best_of(work_dir, 2) == BEST(2)
 
 
+def test_a_resumed_run_looks_again_for_a_best_that_could_not_be_saved(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    runner = scored(runner_of(config, work_dir), 0.5)
+    # No room for the name of the best; then killed in place of the next checkpoint.
+    fail(runner, {3: full(), 4: KilledError()})
+    with pytest.raises(KilledError):
+        runner.train()
+    assert names(work_dir) == ['epoch_1.pth']
+    scored(runner_of(config, work_dir, resume=True), 0.5, 0.6).train()
+    assert names(work_dir) == [BEST(1), 'epoch_1.pth', 'epoch_2.pth']
+
+
 def test_best_weights_that_a_kill_left_unnamed_are_adopted_or_removed(config, tmp_path):
     work_dir = tmp_path / 'work'
     runner = scored(runner_of(config, work_dir), 0.5)
-    fail_at(runner, KilledError(), 3)
+    fail(runner, {3: KilledError()})
     with pytest.raises(KilledError):
         runner.train()
     assert names(work_dir) == [BEST(1), 'epoch_1.pth']
@@ -104,7 +116,7 @@ def test_a_run_that_goes_back_leaves_the_best_of_later_checkpoints(config, tmp_p
     runner = scored(
         runner_of(config, work_dir, resume=True, load_from=str(work_dir / 'epoch_1.pth')), 0.6
     )
-    fail_at(runner, KilledError(), 1)
+    fail(runner, {1: KilledError()})
     with pytest.raises(KilledError):
         runner.train()
     assert names(work_dir) == [BEST(2), 'epoch_1.pth', 'epoch_2.pth']
@@ -115,6 +127,6 @@ def test_validations_that_save_nothing_do_not_hide_a_full_disk(config, tmp_path)
     runner = runner_of(config, tmp_path / 'work', default_hooks=dict(checkpoint=changes))
     scored(runner, 0.5, 0.6, 0.7)
     runner.train_loop._max_epochs = 4
-    fail_at(runner, full(), 4, 5)
+    fail(runner, {4: full(), 5: full()})
     with pytest.raises(CheckpointError, match='newest complete one is .*epoch_1.pth'):
         runner.train()

@@ -91,12 +91,15 @@ class AtomicCheckpointHook(CheckpointHook):
         self._training = False
         self._resumed = False
         self._saved = False
+        self._asked_for_lock = False
         self._lock: int | None = None
 
     def before_run(self, runner) -> None:
         """Lock the work folder for a training, and choose the checkpoint of one that resumes."""
-        # Validations and tests do not build it.
-        if isinstance(runner._train_loop, BaseLoop) and self._lock is None:
+        # Validations and tests do not build it. Only the first process gets the lock, but all of
+        # them must ask, and as often: ShardingRunner calls this once more.
+        if isinstance(runner._train_loop, BaseLoop) and not self._asked_for_lock:
+            self._asked_for_lock = True
             self._lock = lock_work_dir_together(runner.work_dir)
         # FlexibleRunner's `resume` may also be a path, which is then the user's.
         if runner._resume is True and not runner._has_loaded:
@@ -106,6 +109,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 check_resumable(runner._load_from, runner, self.save_optimizer)
 
     def after_run(self, runner) -> None:
+        self._asked_for_lock = False
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
