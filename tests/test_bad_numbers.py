@@ -189,6 +189,44 @@ def test_a_forward_pass_that_overflows_under_a_scaler_is_left_out_so_many_times(
         runner.train()
 
 
+@pytest.mark.parametrize('hooks', [[], [BadNumberHook()]], ids=['without', 'with the hook'])
+def test_statistics_of_batch_norms_do_not_keep_what_has_overflowed(tiny_job, hooks):
+    """The scaler leaves out the step, but a running mean of infinity stays one for ever."""
+
+    def overflow_once(model):
+        def overflow(module, arguments, output):
+            handle.remove()
+            return output * math.inf
+
+        handle = model.backbone.conv1.register_forward_hook(overflow)
+
+    runner = scaled_runner(tiny_job, overflow_once)
+    # The matching would complain first, and is told apart elsewhere.
+    runner.optim_wrapper.optim_context = lambda model: torch.autocast('cpu', torch.bfloat16)
+    steps = []
+
+    class Look(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            norm = runner.model.backbone.bn1
+            steps.append((norm.num_batches_tracked.item(), norm.running_mean.clone()))
+
+    runner.register_hook(Look())
+    for hook in hooks:
+        runner.register_hook(hook)
+    if not hooks:
+        # The premise.
+        with pytest.raises(NotFiniteError):
+            runner.train()
+        assert not runner.model.backbone.bn1.running_mean.isfinite().all()
+        return
+    runner.train()
+    counts, means = zip(*steps)
+    assert counts == (1, 2, 2, 3)
+    assert torch.equal(means[1], means[2])
+    buffers = dict(runner.model.named_buffers())
+    assert all(buffer.isfinite().all() for buffer in buffers.values())
+
+
 CLIP = dict(clip_grad=dict(max_norm=0.1))
 
 

@@ -1,11 +1,13 @@
 """Broken pictures are skipped in training and counted, and stop everything else."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from forked import run_tool
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
@@ -133,6 +135,55 @@ def test_one_broken_picture_too_many_stops_with_all_of_them(tiny_job, pictures):
     with pytest.raises(BrokenPictureError, match='4 broken pictures') as error:
         Runner.from_cfg(job(tiny_job, pictures, max_broken=3)).train()
     assert all(str(path) in str(error.value) for path in broken)
+
+
+def names_in(listed):
+    """The file names of a list of broken pictures."""
+    return sorted(Path(line.split(': ')[0].strip()).name for line in listed.splitlines())
+
+
+def test_two_processes_share_one_budget(tiny_job, pictures, tmp_path):
+    """Each of them meets two of the four, and stops though it has not seen too many itself."""
+    spoil(pictures, 1, 2, 3, 4)
+    config = job(tiny_job, pictures, max_broken=3, train_dataloader=dict(batch_size=1))
+    config.train_dataloader.sampler.shuffle = False
+    config.train_cfg.val_begin = 3
+    config.dump(tmp_path / 'two.py')
+    with pytest.raises(AssertionError, match='error: 4 broken pictures in all processes'):
+        run_tool('train', 2, [str(tmp_path / 'two.py'), '--skip-data-check'])
+    listed = (tmp_path / 'work' / 'broken_pictures.txt').read_text()
+    assert names_in(listed) == ['01.png', '02.png', '03.png', '04.png']
+
+
+def test_a_resumed_run_goes_on_counting_though_it_does_not_meet_the_first_again(
+    tiny_job, pictures, tmp_path
+):
+    """The third picture is spoilt between the runs, and the first two are whole again."""
+    whole = {path: path.read_bytes() for path in pictures.iterdir()}
+
+    def resume(**settings):
+        config = job(tiny_job, pictures, **settings)
+        config.resume = True
+        config.experiment_name += f' {settings}'
+        config.train_cfg.val_begin = 9
+        return Runner.from_cfg(config)
+
+    spoil(pictures, 1, 2)
+    first = resume(max_broken=2)
+    first.train_loop._max_epochs = 1
+    first.train()
+    for path, content in whole.items():
+        path.write_bytes(content)
+    spoil(pictures, 3)
+    # One more is allowed: the list has all three.
+    runner = resume(max_broken=3)
+    runner.train()
+    listed = (tmp_path / 'work' / 'broken_pictures.txt').read_text()
+    assert names_in(listed) == ['01.png', '02.png', '03.png']
+    (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'work' / 'epoch_1.pth'))
+    with pytest.raises(BrokenPictureError, match=r'3 broken pictures, .*max_broken=2') as error:
+        resume(max_broken=2).train()
+    assert all(name in str(error.value) for name in ('01.png', '02.png', '03.png'))
 
 
 @pytest.mark.parametrize('persistent', [False, True])

@@ -33,6 +33,14 @@ PARAMETERS = {
     DC5: (33_841_366, 33_844_193),
 }
 R50 = tuple(PARAMETERS)
+GUARDS = {
+    'ddetr_plugin.LoadImageChecked',
+    'ddetr_plugin.AtomicCheckpointHook',
+    'ddetr_plugin.RandomStateHook',
+    'ddetr_plugin.BrokenPictureHook',
+    'ddetr_plugin.BadNumberHook',
+    'ddetr_plugin.LenientVisBackend',
+}
 VARIANTS = dict(zip(R50, ('base', 'refine', 'two-stage', 'single-scale', 'single-scale')))
 
 
@@ -74,8 +82,14 @@ def test_every_transform_of_a_config_builds(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_a_config_names_the_scope_and_the_import_it_needs(name):
+def test_a_config_names_its_scope_and_import_and_what_guards_its_training(name):
     config = Config.fromfile(FOLDER / name)
+    assert {
+        config.train_dataloader.dataset.pipeline[0].type,
+        config.default_hooks.checkpoint.type,
+        *(hook.type for hook in config.custom_hooks),
+        *(backend.type for backend in config.visualizer.vis_backends),
+    } >= GUARDS
     assert config.default_scope == 'mmdet'
     assert config.custom_imports.imports == ['ddetr_plugin']
     assert not config.custom_imports.allow_failed_imports

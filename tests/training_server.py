@@ -3,9 +3,11 @@
 Its one argument is a config, which it trains once to be warm. Then it reads JSON lines. For each
 ``{"config": FILE, "work_dir": DIR, "resume": true, "result": FILE}`` it prints the id of a process
 that trains as ``tools/train.py`` does and writes the final state to `result`; for
-``{"wait": PID}`` its exit status and its seconds of CPU. With ``"die_at": N`` the process ends
-itself with SIGKILL just before the N-th time that it opens, renames or removes a file of
-`work_dir`; with ``"die_in_write": N`` when half of the N-th checkpoint is written.
+``{"wait": PID}`` its exit status and its seconds of CPU, or null if it has not ended in a minute
+and was killed. With ``"die_at": N`` the process ends itself with SIGKILL just before the N-th time
+that it opens, renames or removes a file of `work_dir`; with ``"die_in_write": N`` when half of the
+N-th checkpoint is written; with ``"die_in": [STAGE, N]`` in the N-th call of that stage of hooks.
+``"environment": {...}`` is for what torchrun tells a process, which then uses the launcher.
 """
 
 import gc
@@ -13,16 +15,20 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import VISUALIZERS
 
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.engine import launch
+
+PATIENCE = 6000  # looks, a hundredth of a second apart, until a process is said to hang
 
 
 def kill_at(number):
@@ -67,20 +73,48 @@ def die_in_write(number):
     LocalBackend.put = torn_put
 
 
+def die_in(stage, number):
+    """A hook that dies in the N-th call of a stage."""
+    count, hook = kill_at(number), Hook()
+    setattr(hook, stage, lambda *arguments, **more: count())
+    return hook
+
+
 def train(request):
-    config = launch.load_config(request['config'], work_dir=request['work_dir'])
+    os.environ.update(request.get('environment', {}))
+    launcher = 'pytorch' if 'environment' in request else 'none'
+    config = launch.load_config(request['config'], work_dir=request['work_dir'], launcher=launcher)
     config.resume = request['resume']
     runner = launch.build_runner(config)
     if request.get('die_at'):
         die_at_change(request['work_dir'], request['die_at'])
     if request.get('die_in_write'):
         die_in_write(request['die_in_write'])
+    if request.get('die_in'):
+        runner.register_hook(die_in(*request['die_in']), priority='LOWEST')
     runner.train()
+    launch.leave_processes()
     if not request.get('result'):
         return
     state = dict(model=runner.model.state_dict(), optimizer=runner.optim_wrapper.state_dict())
     state['best'] = runner.message_hub.get_info('best_score')
+    state['averages'] = [
+        hook.ema_model.state_dict() for hook in runner.hooks if isinstance(hook, EMAHook)
+    ]
     torch.save(state, request['result'])
+
+
+def wait(pid):
+    """Exit status and CPU seconds of a process; None if it had to be killed."""
+    # Not by the clock, which goes on where all of this is suspended.
+    for _ in range(PATIENCE):
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            return [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def main():
@@ -100,8 +134,7 @@ def main():
     for line in sys.stdin:
         request = json.loads(line)
         if 'wait' in request:
-            _, status, usage = os.wait4(request['wait'], 0)
-            answer = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+            answer = wait(request['wait'])
         else:
             answer = os.fork()
             if answer == 0:

@@ -25,11 +25,13 @@ from check_dataset import config_scales, is_scored
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.engine.launch import (
+    STOPPED,
     add_config_overrides,
     build_runner,
     enable_amp,
     load_config,
 )
+from ddetr_plugin.engine.work_dir_lock import lock_work_dir
 
 # isort: split
 from mmengine.runner import Runner
@@ -382,6 +384,8 @@ def train_and_test(config, work_dir):
             runner.train()
         except KeyboardInterrupt:
             sys.exit('\nInterrupted. The same command resumes from the last checkpoint.')
+        except STOPPED as error:
+            sys.exit(f'error: {error}')
         iteration = runner.iter
         seconds = runner.message_hub.get_info('train_seconds')
     else:
@@ -439,7 +443,7 @@ def main():
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
         train, val = find_data(data, config_scales(config))
-        work_dir.mkdir(parents=True, exist_ok=True)
+        lock_work_dir(work_dir)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     training = describe_data(train, val)

@@ -85,6 +85,8 @@ def main(arguments=None):
         CheckpointFileError,
     ) as error:
         parser.error(str(error))
+    except launch.STOPPED as error:
+        parser.exit(1, f'error: {error}\n')
     launch.leave_processes()
 
 

@@ -20,6 +20,7 @@ from ddetr_plugin.checkpoints import CheckpointFileError
 from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
 from ddetr_plugin.data_checks import check_config, print_findings
 from ddetr_plugin.engine import launch
+from ddetr_plugin.engine.work_dir_lock import lock_work_dir
 
 # Where launchers tell a process its number.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -72,11 +73,14 @@ def make_config(args):
     return config
 
 
+def is_first(config):
+    """Whether this process speaks for all; none has met the others yet."""
+    return os.environ.get(RANKS.get(config.launcher, ''), '0') == '0'
+
+
 def check_data(parser, config):
     """Prints what does not fit in the data; ends the program where it would spoil the training."""
-    # One process of all is enough to say it; none has met the others yet.
-    rank = os.environ.get(RANKS.get(config.launcher, ''), '0')
-    if rank == '0' and print_findings(check_config(config)):
+    if print_findings(check_config(config)):
         parser.exit(
             1,
             'error: training on this data would fail or go wrong, see above. Correct it; '
@@ -90,8 +94,15 @@ def main(arguments=None):
         config = make_config(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    if not args.skip_data_check:
-        check_data(parser, config)
+    if is_first(config):
+        if not args.skip_data_check:
+            check_data(parser, config)
+        try:
+            # Before anything is written; AtomicCheckpointHook, which locks the folder for every
+            # Runner, comes after the log file.
+            lock_work_dir(config.work_dir)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     try:
         launch.build_runner(config, args.local_rank).train()
     except (
@@ -101,6 +112,8 @@ def main(arguments=None):
         CheckpointFileError,
     ) as error:
         parser.error(str(error))
+    except launch.STOPPED as error:
+        parser.exit(1, f'error: {error}\n')
     launch.leave_processes()
 
 

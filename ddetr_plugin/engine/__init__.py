@@ -7,9 +7,11 @@ from ddetr_plugin.engine.checkpoint_hook import AtomicCheckpointHook, Checkpoint
 from ddetr_plugin.engine.foreign_checkpoints import ForeignCheckpointHook
 from ddetr_plugin.engine.parameter_groups import MergedGroupsConstructor
 from ddetr_plugin.engine.random_state import RandomStateHook
+from ddetr_plugin.engine.resumption import ResumeError
 from ddetr_plugin.engine.scalar_log import LenientVisBackend
 from ddetr_plugin.engine.sharding import ShardingRunner, ShardingStrategy
 from ddetr_plugin.engine.train_clock import TrainClockHook
+from ddetr_plugin.engine.work_dir_lock import WorkDirInUseError
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -21,7 +23,9 @@ __all__ = [
     'LenientVisBackend',
     'MergedGroupsConstructor',
     'RandomStateHook',
+    'ResumeError',
     'ShardingRunner',
     'ShardingStrategy',
     'TrainClockHook',
+    'WorkDirInUseError',
 ]

@@ -14,9 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddetr_plugin.engine.first_bad import (
     first_bad_gradient,
@@ -86,8 +87,9 @@ class BadNumberHook(Hook):
 
     Under a gradient scaler (float16) an overflow is not an error: the scaler leaves out the step,
     and so does this hook (in a run of one process) if already the forward pass overflows but is
-    finite in float32. Only more than `max_overflows` such steps in a row stop the training: no
-    scale is small enough then, and nothing is learned any more.
+    finite in float32. Batch norms, whose running statistics would stay bad for ever, then get those
+    from before the step back. Only more than `max_overflows` such steps in a row stop the training:
+    no scale is small enough then, and nothing is learned any more.
 
     Args:
         max_overflows: see above.
@@ -109,9 +111,13 @@ class BadNumberHook(Hook):
         """Watch the steps of the model and of the optimizer."""
         self._data = self._random_state = None
         step = runner.model.train_step
+        self._statistics = running_statistics(runner.model) if scaled(runner.optim_wrapper) else []
+        self._before = [tensor.clone() for tensor in self._statistics]
 
         def train_step(data, optim_wrapper):
             self._data, self._random_state = data, capture_random_state()
+            if self._statistics:
+                torch._foreach_copy_(self._before, self._statistics)
             try:
                 return step(data, optim_wrapper)
             except NotFiniteError as error:
@@ -175,7 +181,10 @@ class BadNumberHook(Hook):
         of them have left it out.
         """
         if scaled(runner.optim_wrapper) and (stepped or get_world_size() == 1):
+            self._restore_statistics()
             first = self._first_bad(runner, in_float32=True)
+            # Looking for it has run the model.
+            self._restore_statistics()
             if first is None and self._overflows < self.max_overflows:
                 self._overflows += 1
                 print_log(
@@ -185,6 +194,10 @@ class BadNumberHook(Hook):
                 )
                 return {}
         raise self._report(runner, complaint)
+
+    def _restore_statistics(self) -> None:
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._before)
 
     def _first_bad(self, runner, in_float32: bool) -> str | None:
         """The name of the first bad tensor, if it is found without other processes."""
@@ -242,6 +255,12 @@ class BadNumberHook(Hook):
         except (OSError, RuntimeError) as error:
             saved = f'{report} They could not be saved in {folder}: {error}'
         return NotFiniteError(saved)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers of all batch norms, which their forward pass changes in training."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return [buffer for module in norms for buffer in module.buffers()]
 
 
 def scaled(wrapper) -> bool:

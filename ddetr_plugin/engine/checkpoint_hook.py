@@ -14,7 +14,7 @@ from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from ddetr_plugin.engine.durable_files import (
     PARTIAL,
@@ -23,7 +23,9 @@ from ddetr_plugin.engine.durable_files import (
     write_bytes,
     write_text,
 )
-from ddetr_plugin.engine.resumption import resume_path
+from ddetr_plugin.engine.resume_check import check_resumable
+from ddetr_plugin.engine.resumption import remove_orphans, resume_path
+from ddetr_plugin.engine.work_dir_lock import lock_work_dir_together
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['AtomicCheckpointHook', 'CheckpointError']
@@ -60,6 +62,10 @@ class AtomicCheckpointHook(CheckpointHook):
     * If a checkpoint cannot be written (full disk, quota), the previous ones stay, an error is
       logged and the training goes on: space may be there at the next one. After `max_failures`
       in a row, or where no more will follow, the training stops with the reason.
+    * A file of the best weights is there if and only if the newest checkpoint names it, except
+      for a moment; what a kill or a full disk leaves over is removed.
+    * One training at a time has the work folder: a second one, whose files would be taken for
+      those of a killed run, stops.
 
     Checkpoints are local files, one each: not for folders of several files, as DeepSpeed or FSDP
     with ``state_dict_cfg='local'`` write them.
@@ -70,7 +76,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Raises:
         CheckpointError: on use: see above.
-        ValueError: on use: there is a checkpoint to resume from, but none is complete.
+        ResumeError: on use: there is a checkpoint to resume from, but none is complete, or it
+            is not of this training.
+        WorkDirInUseError: on use: another process is training in the work folder.
     """
 
     def __init__(self, *args, max_failures: int = 3, **settings):
@@ -82,13 +90,29 @@ class AtomicCheckpointHook(CheckpointHook):
         self._outdated: list[str] = []
         self._training = False
         self._resumed = False
+        self._saved = False
+        self._asked_for_lock = False
+        self._lock: int | None = None
 
     def before_run(self, runner) -> None:
-        """Choose the checkpoint of a run that resumes."""
+        """Lock the work folder for a training, and choose the checkpoint of one that resumes."""
+        # Validations and tests do not build it. Only the first process gets the lock, but all of
+        # them must ask, and as often: ShardingRunner calls this once more.
+        if isinstance(runner._train_loop, BaseLoop) and not self._asked_for_lock:
+            self._asked_for_lock = True
+            self._lock = lock_work_dir_together(runner.work_dir)
         # FlexibleRunner's `resume` may also be a path, which is then the user's.
         if runner._resume is True and not runner._has_loaded:
             given = runner._load_from
             runner._load_from = resume_path(runner.work_dir, self._folder(runner), given)
+            if runner._load_from is not None:
+                check_resumable(runner._load_from, runner, self.save_optimizer)
+
+    def after_run(self, runner) -> None:
+        self._asked_for_lock = False
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._resumed = bool(runner._resume)
@@ -100,7 +124,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 f"checkpoints in {self.out_dir} are not local files; use mmengine's CheckpointHook"
             )
         self.file_backend = _PostponingBackend(lambda path: self._outdated.append(path))
-        runner.save_checkpoint = self._atomic(runner.save_checkpoint)
+        runner.save_checkpoint = self._atomic(runner)
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 for path in remove_partial_files(folder):
@@ -114,14 +138,19 @@ class AtomicCheckpointHook(CheckpointHook):
             if self._validation_is_due(runner):
                 print_log('Validating the checkpoint first: it was not before.', logger='current')
                 runner.val_loop.run()
+        if self._resumed and is_main_process():
+            here = runner.epoch if self.by_epoch else runner.iter
+            named = {Path(path).name for path in self._best_paths()}
+            for path in remove_orphans(self.out_dir, self.filename_tmpl, here, named):
+                print_log(f'Removed {path}, which no checkpoint names.', logger='current')
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         """Keep the best checkpoint of a training; a validation alone saves nothing."""
         if not self._training:
             return
         super().after_val_epoch(runner, metrics)
-        if is_main_process():
-            # Without the note a resumed run validates once more.
+        # Without the note a resumed run validates once more, and may save the best then.
+        if is_main_process() and not self._failures:
             with suppress(OSError):
                 write_text(Path(runner.work_dir, 'last_validation'), self._progress(runner))
 
@@ -193,16 +222,25 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         infos = dict(info)
         own = {name: copy.copy(value) for name, value in vars(self).items() if name in BOOKS}
+        best = self._best_paths()
         error = [None]
+        self._saved = False
         try:
             save()
         except OSError as failure:
             error[0] = str(failure)
         broadcast_object_list(error)
         if error[0] is None:
-            self._failures = 0
-            self._remove_outdated()
+            # A validation that is not the best writes nothing, and shows nothing about the disk.
+            if self._saved:
+                self._failures = 0
+                self._remove_outdated()
             return
+        if is_main_process():
+            # No checkpoint will name them.
+            for path in self._best_paths() - best:
+                with suppress(OSError):
+                    Path(path).unlink(missing_ok=True)
         # As if nothing had been tried: the next checkpoint must not count on files of this one.
         info.clear()
         info.update(infos)
@@ -225,8 +263,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         """Remove what the newest checkpoint, complete and named, has replaced."""
-        best = getattr(self, 'best_ckpt_path_dict', {}).values()
-        needed = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
+        needed = {self.last_ckpt, *self._best_paths()}
         here = Path(self.out_dir).resolve()
         if is_main_process():
             for path in set(self._outdated) - needed:
@@ -234,6 +271,11 @@ class AtomicCheckpointHook(CheckpointHook):
                 if Path(path).parent.resolve() == here and self.file_backend.isfile(path):
                     self.file_backend.delete(path)
         self._outdated = []
+
+    def _best_paths(self) -> set[str]:
+        """The files of the best weights so far, one for each score that is watched."""
+        paths = getattr(self, 'best_ckpt_path_dict', {}).values()
+        return {path for path in (getattr(self, 'best_ckpt_path', None), *paths) if path}
 
     def _validation_is_due(self, runner) -> bool:
         """Whether the loop would have validated the checkpoint that the run has resumed from."""
@@ -262,10 +304,13 @@ class AtomicCheckpointHook(CheckpointHook):
             return self.out_dir or runner.work_dir
         return os.path.join(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
 
-    def _atomic(self, save: Callable[..., None]) -> Callable[..., None]:
+    def _atomic(self, runner) -> Callable[..., None]:
         """The runner's `save_checkpoint`, writing under a name that is not yet the file's own."""
+        save = runner.save_checkpoint
 
         def save_checkpoint(out_dir: str, filename: str, *args, **settings) -> None:
+            # All processes are here; only the first one gets to `before_save_checkpoint`.
+            runner.call_hook('before_all_save_checkpoint')
             try:
                 save(out_dir, filename + PARTIAL, *args, **settings)
             except OSError:
@@ -273,5 +318,6 @@ class AtomicCheckpointHook(CheckpointHook):
                 raise
             if is_main_process():
                 commit(Path(out_dir, filename))
+            self._saved = True
 
         return save_checkpoint

@@ -16,8 +16,14 @@ from mmengine.runner import Runner
 
 from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
+from ddetr_plugin.datasets import BrokenPictureError
+from ddetr_plugin.engine.checkpoint_hook import CheckpointError
+from ddetr_plugin.engine.resumption import ResumeError
+from ddetr_plugin.engine.work_dir_lock import WorkDirInUseError
+from ddetr_plugin.models.assigner import NotFiniteError
 
 __all__ = [
+    'STOPPED',
     'add_common_options',
     'add_config_overrides',
     'build_runner',
@@ -48,6 +54,8 @@ class LaunchError(ValueError):
     """The launcher does not fit the machine or the environment."""
 
 
+# What ends a run for a reason of which the message says all.
+STOPPED = (BrokenPictureError, CheckpointError, NotFiniteError, ResumeError, WorkDirInUseError)
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 

@@ -45,6 +45,26 @@ def restore_random_state(state):
         torch.cuda.set_rng_state(state['cuda'].cpu())
 
 
+class Replay:
+    """Stands for the batches of an iteration-based loop that replays those before a checkpoint.
+
+    After them the random state is restored, before a process without data workers loads the next
+    one; then the loop has its own iterator back.
+    """
+
+    def __init__(self, loop: IterBasedTrainLoop, state: dict):
+        self.loop, self.state = loop, state
+        self.batches, self.left = loop.dataloader_iterator, loop.iter
+        loop.dataloader_iterator = self
+
+    def __next__(self):
+        if self.left == 0:
+            restore_random_state(self.state)
+            self.loop.dataloader_iterator = self.batches
+        self.left -= 1
+        return next(self.batches)
+
+
 @HOOKS.register_module()
 class RandomStateHook(Hook):
     """Puts the random state into checkpoints and hides validation's draws from the training.
@@ -57,10 +77,12 @@ class RandomStateHook(Hook):
     * in an epoch-based loop, checkpoints are written at ends of epochs and data workers, if
       any, are not persistent (their streams live outside this process; without persistence
       mmengine seeds them anew each epoch); any number of processes; or
-    * in an iteration-based loop, one process with at least one data worker and an
-      InfiniteSampler (mmengine replays the workers up to the iteration of the checkpoint).
+    * in an iteration-based loop, an InfiniteSampler draws the samples (mmengine replays them up
+      to the iteration of the checkpoint); any number of data workers, and, with
+      AtomicCheckpointHook, of processes.
 
-    Elsewhere it changes nothing for the worse: runs continue as they do without it.
+    Elsewhere it changes nothing for the worse: runs continue as they do without it; such as from
+    checkpoints between two steps of an optimiser that accumulates gradients.
     """
 
     # Before CheckpointHook (VERY_LOW), which writes the state down at the end of the same epoch.
@@ -69,7 +91,6 @@ class RandomStateHook(Hook):
     def __init__(self):
         self._states = None  # of all processes, where training continues from
         self._before_validation = None
-        self._replayed = False  # an iteration-based loop has just replayed its data
 
     def after_load_checkpoint(self, runner, checkpoint):
         self._states = checkpoint.get(KEY)
@@ -87,20 +108,18 @@ class RandomStateHook(Hook):
                 f'{get_world_size()} are running: the run continues, but not bit for bit.'
             )
             self._states = None
-        self._replayed = self._states is not None
-        if self._replayed and isinstance(runner.train_loop, IterBasedTrainLoop):
+        if self._states is not None and isinstance(runner.train_loop, IterBasedTrainLoop):
+            state = self._states[get_rank()]
             # A validation that is made up for before the first iteration may save again.
-            restore_random_state(self._states[get_rank()])
+            restore_random_state(state)
+            Replay(runner.train_loop, state)
+            # Not for later checkpoints, whose states are others.
+            self._states = None
 
     def before_train_epoch(self, runner):
         """Start the epoch from where the previous one ended, here or in the resumed run."""
         if self._states is not None:
             restore_random_state(self._states[get_rank()])
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if self._replayed and isinstance(runner.train_loop, IterBasedTrainLoop):
-            restore_random_state(self._states[get_rank()])
-        self._replayed = False
 
     def after_train_epoch(self, runner):
         """Take the states of all processes here: only the first one writes checkpoints."""
@@ -112,6 +131,12 @@ class RandomStateHook(Hook):
     def after_val(self, runner):
         restore_random_state(self._before_validation)
         self._before_validation = None
+
+    def before_all_save_checkpoint(self, runner):
+        """Take the states of all processes; AtomicCheckpointHook calls it in each of them."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            state = self._before_validation or capture_random_state()
+            self._states = all_gather_object(state)
 
     def before_save_checkpoint(self, runner, checkpoint):
         if isinstance(runner.train_loop, IterBasedTrainLoop) and get_world_size() == 1:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -11,9 +11,13 @@ from mmengine.logging import print_log
 
 from ddetr_plugin.engine.durable_files import what_is_broken
 
-__all__ = ['newest_complete', 'resume_path']
+__all__ = ['ResumeError', 'newest_complete', 'remove_orphans', 'resume_path']
 
 NAMES = re.compile(r'(epoch|iter)_(\d+)\.pth')
+
+
+class ResumeError(ValueError):
+    """A training cannot continue from the checkpoint that it is given or has found."""
 
 
 def newest_complete(folders: Sequence[str | os.PathLike], named: str) -> str | None:
@@ -50,17 +54,17 @@ def resume_path(work_dir: str | os.PathLike, out_dir: str | os.PathLike, given: 
         A path, or None if there is nothing to resume from.
 
     Raises:
-        ValueError: the checkpoint given is broken, or none of those that are there is complete.
+        ResumeError: the checkpoint given is broken, or none of those that are there is complete.
     """
     answer = [None, None]
     if is_main_process():
         try:
             answer[0] = _resume_path(Path(work_dir), Path(out_dir), given)
-        except ValueError as error:
+        except ResumeError as error:
             answer[1] = str(error)
     broadcast_object_list(answer)
     if answer[1] is not None:
-        raise ValueError(answer[1])
+        raise ResumeError(answer[1])
     return answer[0]
 
 
@@ -79,7 +83,7 @@ def _resume_path(work_dir: Path, out_dir: Path, given: str | None) -> str | None
     found = newest_complete(folders, named)
     if given is not None:
         remedy = f'; the newest complete one is {found}' if found else ''
-        raise ValueError(f'cannot resume from {given}: {reason}{remedy}')
+        raise ResumeError(f'cannot resume from {given}: {reason}{remedy}')
     if found is not None:
         print_log(
             f'Cannot resume from {named or "the last checkpoint"}: {reason}. Resuming from '
@@ -88,8 +92,37 @@ def _resume_path(work_dir: Path, out_dir: Path, given: str | None) -> str | None
             level=logging.WARNING,
         )
     elif named:
-        raise ValueError(
+        raise ResumeError(
             f'cannot resume from {named}: {reason}; no other checkpoint in {out_dir} is complete. '
             f'To start anew, leave out --resume or remove {note}'
         )
     return found
+
+
+def remove_orphans(folder: str | os.PathLike, template: str, here: int, named: Collection[str]):
+    """Remove best weights that a killed run saved, but did not get to name in a checkpoint.
+
+    They are from where the run has resumed or later. If there are newer checkpoints than that, as
+    for a run that goes back on purpose, all are left alone.
+
+    Args:
+        folder: of the checkpoints.
+        template: what checkpoints are called, such as ``epoch_{}.pth``.
+        here: the number of the checkpoint that the run has resumed from.
+        named: names of the files to keep.
+
+    Returns:
+        Paths of the files removed.
+    """
+    numbered = re.escape(template).replace(re.escape('{}'), r'(\d+)')
+    paths = list(Path(folder).glob('*.pth'))
+    steps = (re.fullmatch(numbered, path.name) for path in paths)
+    if any(int(step[1]) > here for step in steps if step):
+        return []
+    orphans = []
+    for path in paths:
+        step = re.fullmatch(f'best_.+_{numbered}', path.name)
+        if step and int(step[1]) >= here and path.name not in named:
+            path.unlink(missing_ok=True)
+            orphans.append(path)
+    return orphans

@@ -239,7 +239,7 @@ def test_foreign_weights_cannot_be_resumed_from(tiny_job, tmp_path, dialect):
     path = tiny_job()
     state = export(noisy(Config.fromfile(path).model).state_dict(), dialect)
     torch.save(released(state, dialect), tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match=f'cannot resume from {dialect} weights; use load_from'):
+    with pytest.raises(ValueError, match='cannot resume .*it is not a checkpoint of a training'):
         loaded(path, load_from=str(tmp_path / 'x.pth'), resume=True)
 
 

@@ -1,0 +1,132 @@
+"""The file of the best weights is there if and only if a complete checkpoint names it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint_files import KilledError, names, runner_of
+
+from ddetr_plugin.engine import CheckpointError
+
+pytestmark = pytest.mark.usefixtures('plain_configs')
+
+
+def fail(runner, errors):
+    """Raise these errors instead of calls of the runner's `save_checkpoint`, counted from 1."""
+    save, count = runner.save_checkpoint, 0
+
+    def save_checkpoint(*arguments, **settings):
+        nonlocal count
+        count += 1
+        if count in errors:
+            raise errors[count]
+        save(*arguments, **settings)
+
+    runner.save_checkpoint = save_checkpoint
+
+
+def full():
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def best_of(work_dir, epoch):
+    info = torch.load(work_dir / f'epoch_{epoch}.pth')['message_hub']['runtime_info']
+    return Path(info['best_ckpt']).name if 'best_ckpt' in info else None
+
+
+@pytest.fixture
+def config(tiny_job):
+    """Two epochs; the score is better after the second."""
+    return tiny_job(train_cfg=dict(max_epochs=2), default_hooks=dict(checkpoint=dict(rule='less')))
+
+
+def scored(runner, *scores):
+    """Let validations find these scores."""
+    left = list(scores)
+    evaluate = runner.val_loop.evaluator.evaluate
+
+    def score(size):
+        return {**evaluate(size), 'coco/bbox_mAP': left.pop(0)}
+
+    runner.val_loop.evaluator.evaluate = score
+    return runner
+
+
+BEST = 'best_coco_bbox_mAP_epoch_{}.pth'.format
+
+
+def test_best_weights_that_no_checkpoint_could_name_are_removed(config, tmp_path):
+    """Of each epoch: the checkpoint, the best weights, the checkpoint that names them."""
+    work_dir = tmp_path / 'work'
+    runner = scored(runner_of(config, work_dir), 0.5, 0.4)
+    fail(runner, {3: full()})
+    runner.train()
+    assert names(work_dir) == [BEST(2), 'epoch_1.pth', 'epoch_2.pth']
+    assert best_of(work_dir, 1) is None
+    assert best_of(work_dir, 2) == BEST(2)
+
+
+def test_the_best_so_far_stays_where_a_better_one_cannot_be_named(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    runner = scored(runner_of(config, work_dir), 0.5, 0.4)
+    fail(runner, {6: full()})
+    with pytest.raises(CheckpointError):
+        runner.train()
+    assert names(work_dir) == [BEST(1), 'epoch_1.pth', 'epoch_2.pth']
+    assert best_of(work_dir, 2) == BEST(1)
+    # There is room again: the last validation is made up for, and finds the better one.
+    scored(runner_of(config, work_dir, resume=True), 0.4).train()
+    assert names(work_dir) == [BEST(2), 'epoch_1.pth', 'epoch_2.pth']
+    assert best_of(work_dir, 2) == BEST(2)
+
+
+def test_a_resumed_run_looks_again_for_a_best_that_could_not_be_saved(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    runner = scored(runner_of(config, work_dir), 0.5)
+    # No room for the name of the best; then killed in place of the next checkpoint.
+    fail(runner, {3: full(), 4: KilledError()})
+    with pytest.raises(KilledError):
+        runner.train()
+    assert names(work_dir) == ['epoch_1.pth']
+    scored(runner_of(config, work_dir, resume=True), 0.5, 0.6).train()
+    assert names(work_dir) == [BEST(1), 'epoch_1.pth', 'epoch_2.pth']
+
+
+def test_best_weights_that_a_kill_left_unnamed_are_adopted_or_removed(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    runner = scored(runner_of(config, work_dir), 0.5)
+    fail(runner, {3: KilledError()})
+    with pytest.raises(KilledError):
+        runner.train()
+    assert names(work_dir) == [BEST(1), 'epoch_1.pth']
+    # Of a later epoch, as if a checkpoint of it had been there; and what somebody else keeps.
+    for name in (BEST(7), 'best_model.pth'):
+        (work_dir / name).write_bytes(b'weights')
+    resumed = scored(runner_of(config, work_dir, resume=True), 0.5, 0.6)
+    resumed.train()
+    assert names(work_dir) == [BEST(1), 'best_model.pth', 'epoch_1.pth', 'epoch_2.pth']
+    assert best_of(work_dir, 2) == BEST(1)
+
+
+def test_a_run_that_goes_back_leaves_the_best_of_later_checkpoints(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    scored(runner_of(config, work_dir), 0.5, 0.4).train()
+    runner = scored(
+        runner_of(config, work_dir, resume=True, load_from=str(work_dir / 'epoch_1.pth')), 0.6
+    )
+    fail(runner, {1: KilledError()})
+    with pytest.raises(KilledError):
+        runner.train()
+    assert names(work_dir) == [BEST(2), 'epoch_1.pth', 'epoch_2.pth']
+
+
+def test_validations_that_save_nothing_do_not_hide_a_full_disk(config, tmp_path):
+    changes = dict(max_failures=1)
+    runner = runner_of(config, tmp_path / 'work', default_hooks=dict(checkpoint=changes))
+    scored(runner, 0.5, 0.6, 0.7)
+    runner.train_loop._max_epochs = 4
+    fail(runner, {4: full(), 5: full()})
+    with pytest.raises(CheckpointError, match='newest complete one is .*epoch_1.pth'):
+        runner.train()
