@@ -187,7 +187,8 @@ def measure_row(path, args, mean_sizes):
     if config is not None:
         costs = attempt(measure_cost, row, config, args, mean_sizes) or {}
         attempt(measure_accuracy, row, path, args)
-        if not args.skip_timing and 'params_m' in row:
+        # What cannot run once has said why.
+        if not args.skip_timing and 'gflops_mean' in row:
             setup = dict(device=args.device, size=args.timing_size, parts=args.parts)
             setup.update(batches=args.batches, train_batch=args.train_batch)
             setup.update(precisions=args.precisions, rounds=args.rounds, threads=args.threads)

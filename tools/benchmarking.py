@@ -91,6 +91,7 @@ def random_batch(batch, height, width, device, num_classes=80, objects=8):
                 img_shape=(height, width),
                 ori_shape=(height, width),
                 batch_input_shape=(height, width),
+                pad_shape=(height, width),
                 scale_factor=(1.0, 1.0),
             )
         )
