@@ -1,5 +1,7 @@
 """mmdet's DETR with a mask head, and a box head that says which query is what."""
 
+import copy
+
 import torch
 from mmdet.models.dense_heads import DETRHead
 from mmdet.models.detectors.detr import DETR
@@ -78,7 +80,8 @@ class MaskDETR(FreezableDetector, DETR):
     """
 
     def __init__(self, mask_head: dict, bbox_head: dict, freeze_detector: bool = False, **detr):
-        super().__init__(bbox_head=bbox_head, **detr)
+        # mmdet writes into what it is given.
+        super().__init__(**copy.deepcopy(dict(detr, bbox_head=bbox_head)))
         if not isinstance(self.bbox_head, MaskDETRHead) or self.bbox_head.loss_cls.use_sigmoid:
             raise ValueError(
                 "bbox_head must be of type 'ddetr_plugin.MaskDETRHead', which names queries, with "

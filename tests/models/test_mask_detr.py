@@ -1,4 +1,4 @@
-"""DETR with a mask head: mmdet's detector as it is, its matches and queries, masks, frozen parts."""
+"""DETR with a mask head: mmdet's boxes, matches and queries, masks, frozen parts."""
 
 import copy
 from pathlib import Path
