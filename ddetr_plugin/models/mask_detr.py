@@ -25,7 +25,22 @@ class MaskDETRHead(DETRHead):
     """mmdet's DETRHead, which also names queries: those of detections, and those of matches.
 
     The arguments are those of DETRHead, with a softmax over the classes, as in DETR.
+
+    Args:
+        num_classes: K.
+        loss_cls: config of a loss of logits over K + 1 classes; its `class_weight` is that of
+            objects, `bg_cls_weight` that of "no object".
+        **others: the other arguments of DETRHead.
     """
+
+    def __init__(self, num_classes: int, loss_cls: dict, **others):
+        # mmdet does this in DETRHead itself and in no class derived from it.
+        loss_cls = dict(loss_cls)
+        weight = loss_cls.pop('class_weight', 1.0)
+        background = loss_cls.pop('bg_cls_weight', weight)
+        loss_cls['class_weight'] = [weight] * num_classes + [background]
+        super().__init__(num_classes=num_classes, loss_cls=loss_cls, **others)
+        self.bg_cls_weight = background
 
     @torch.no_grad()
     def matches(self, hidden_states: Tensor, batch_data_samples: SampleList) -> Matches:

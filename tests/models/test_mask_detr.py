@@ -104,7 +104,7 @@ def test_masks_belong_to_the_queries_of_least_cost():
 
 def test_the_mask_head_reads_the_memory_its_padding_and_every_map_of_the_backbone():
     model = build(small()).eval()
-    inputs, samples = masked_batch()
+    inputs, samples = masked_batch(image_shapes=((40, 96), (80, 50)))
     seen = {}
     model.encoder.register_forward_hook(
         lambda _, args, kwargs, out: seen.update(kwargs, memory=out), with_kwargs=True
