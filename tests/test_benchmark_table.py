@@ -55,6 +55,7 @@ def test_every_published_row_has_a_config_name_of_its_own():
     assert len(set(names)) == len(names)
     assert find('deformable-detr_r50_16xb2-50e_coco').ap == 44.5
     assert find('deformable-detr_vit-small-p16_16xb2-50e_coco').ap is None
+    assert find('detr-panoptic_r50_16xb4-500e_coco').pq == 43.4
     assert find('unheard-of') is None
 
 

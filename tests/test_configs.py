@@ -24,6 +24,8 @@ SINGLE_SCALE = 'deformable-detr_r50-single-scale_16xb2-50e_coco.py'
 DC5 = 'deformable-detr_r50-dc5-single-scale_16xb2-50e_coco.py'
 MASKS = 'deformable-detr-masks_r50_16xb2-50e_coco.py'
 PANOPTIC = 'deformable-detr-panoptic_r50_16xb2-50e_coco.py'
+DETR_MASKS = 'detr-masks_r50_16xb4-500e_coco.py'
+DETR_PANOPTIC = 'detr-panoptic_r50_16xb4-500e_coco.py'
 # Trainable parameters of the official models, with 80 classes and with the official 91.
 PARAMETERS = {
     BASE: (39_844_438, 39_847_265),
@@ -112,11 +114,17 @@ def test_masks_and_segments_add_the_parameters_of_detrs_mask_head():
     widths = [(264, 264), (264, 128), (128, 64), (64, 32), (32, 16)]
     convs = sum((9 * i + 1 + 2) * o for i, o in widths) + 9 * 16 + 1  # 2: of a norm
     adapters = sum((i + 1) * o for i, o in [(1024, 128), (512, 64), (256, 32)])
-    masks, panoptic = (Config.fromfile(FOLDER / name) for name in (MASKS, PANOPTIC))
-    total = PARAMETERS[BASE][0] + linears + convs + adapters
-    assert count(build(masks)) == total == 41_178_095
-    # 53 kinds of stuff are rows of the classifier.
-    assert count(build(panoptic)) == total + 53 * (256 + 1) == 41_191_716
+    head = linears + convs + adapters
+    for detector, masks, panoptic, total in (
+        (BASE, MASKS, PANOPTIC, 41_178_095),
+        ('detr_r50_16xb4-500e_coco.py', DETR_MASKS, DETR_PANOPTIC, 42_633_198),
+    ):
+        detector, masks, panoptic = (
+            count(build(Config.fromfile(FOLDER / name))) for name in (detector, masks, panoptic)
+        )
+        assert masks == detector + head == total
+        # 53 kinds of stuff are rows of the classifier.
+        assert panoptic == total + 53 * (256 + 1)
 
 
 def test_panoptic_differs_from_masks_in_classes_data_and_the_best_checkpoint_only():

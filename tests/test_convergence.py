@@ -118,7 +118,10 @@ def test_finished_trainings_are_not_repeated_and_others_are_refused(
     content = json.loads((out / 'convergence.json').read_text())
     # 4 of 8 pictures a step.
     assert [point[0] for point in content['curves']['detr'][0]] == [2.0, 4.0]
-    assert '| detr | 2 | 4.0 (4.0 to 4.0) | 4.0' in (out / 'table.md').read_text()
+    # AP of objects that the data do not have is a dash.
+    table = (out / 'table.md').read_text()
+    assert '| AP after 50% | AP after 100% | AP_S after 50% |' in table
+    assert '| detr | 2 | 4.0 (4.0 to 4.0) | 8.0 (8.0 to 8.0) | – | – |' in table
     assert cv2.imread(str(out / 'convergence.png')) is not None
 
     with pytest.raises(SystemExit, match='holds a training with other settings'):
@@ -126,6 +129,18 @@ def test_finished_trainings_are_not_repeated_and_others_are_refused(
     with pytest.raises(SystemExit):
         convergence.main([*arguments, '--seeds', '0'])
     assert '--seeds must be at least 1' in capsys.readouterr().err
+
+
+def test_the_table_says_where_in_the_training_its_validations_were():
+    """Five validations: none is at a quarter or a half."""
+    runs = [[(0.24 * i, {'mAP': i / 10}) for i in range(1, 6)] for _ in range(3)]
+    title, _, row = convergence.markdown({'detr': runs}).splitlines()
+    assert title.split(' | ')[2:5] == ['AP after 20%', 'AP after 40%', 'AP after 100%']
+    assert row.split(' | ')[2:5] == [
+        '10.0 (10.0 to 10.0)',
+        '20.0 (20.0 to 20.0)',
+        '50.0 (50.0 to 50.0)',
+    ]
 
 
 def test_a_training_that_fails_stops_the_comparison_and_is_tried_again(tmp_path, monkeypatch):

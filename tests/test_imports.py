@@ -32,9 +32,12 @@ ORDER = (
     'detr_head',
     'mask_head',
     'panoptic',
+    'freezing',
+    'mask_detr',
     'detector',
 )
-# What the components take from mmdet; backbones also extend mmdet's backbones.
+# What the components take from mmdet; backbones also extend mmdet's backbones, and `mask_detr` its
+# DETR.
 FROM_MMDET = (
     'mmdet.models.detectors.base',
     'mmdet.models.layers',
@@ -142,6 +145,8 @@ def test_components_take_from_mmdet_base_classes_and_structures_only():
         allowed = FROM_MMDET
         if path.parent.name == 'backbones':
             allowed += ('mmdet.models.backbones',)
+        if path.stem == 'mask_detr':
+            allowed += ('mmdet.models.detectors.detr', 'mmdet.models.dense_heads')
         for name in modules(path):
             assert not within(name, 'mmdet') or within(name, *allowed), (path, name)
         assert third_party(path) <= {'torch', 'numpy', 'scipy', 'mmengine', 'mmcv', 'mmdet'}, path

@@ -10,6 +10,7 @@ The same command goes on where it was interrupted, and repeats nothing that is f
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -134,21 +135,22 @@ def curve_in_epochs(folder, pictures, batch_size):
 
 
 def markdown(curves):
-    """One table: AP and AP_S at a quarter, a half and all of the training, mean and range."""
-    parts = (0.25, 0.5, 1.0)
-    titles = [f'{ap} after {part:.0%}' for ap in ('AP', 'AP_S') for part in parts]
+    """One table: AP and AP_S of three validations, mean and range.
+
+    They are those nearest to a quarter, a half and all of the training; the titles say where in it
+    they really were.
+    """
+    times = spread(next(iter(curves.values())), 'mAP')[0]
+    shown = sorted({min(times, key=lambda t: abs(t - part * times[-1])) for part in (0.25, 0.5, 1)})
+    titles = [f'{ap} after {t / times[-1]:.0%}' for ap in ('AP', 'AP_S') for t in shown]
     lines = [f'| model | seeds | {" | ".join(titles)} |', '|' + '---|' * (len(titles) + 2)]
     for name, runs in curves.items():
         cells = []
         for metric in ('mAP', 'mAP_s'):
-            times, *columns = spread(runs, metric)
-            for part in parts:
-                if not times:
-                    cells.append('–')
-                    continue
-                nearest = min(range(len(times)), key=lambda i: abs(times[i] - part * times[-1]))
-                mean, low, high = (100 * column[nearest] for column in columns)
-                cells.append(f'{mean:.1f} ({low:.1f} to {high:.1f})')
+            found = {t: values for t, *values in zip(*spread(runs, metric))}
+            for t in shown:
+                mean, low, high = (100 * value for value in found.get(t, (math.nan,) * 3))
+                cells.append('–' if math.isnan(mean) else f'{mean:.1f} ({low:.1f} to {high:.1f})')
         lines.append(f'| {name} | {len(runs)} | {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 

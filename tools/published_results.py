@@ -35,6 +35,7 @@ class Published(NamedTuple):
     gpu_hours: int | None = None
     fps: tuple[float, float] | None = None
     source: str | None = RELEASE
+    pq: float | None = None
 
 
 # fmt: off
@@ -80,6 +81,9 @@ PUBLISHED = (
               50, source=None),
     Published('deformable-detr-masks-frozen_r50_16xb2-25e_coco',
               'Deformable DETR, masks on a frozen detector (G: boxes alone)', 25, source=None),
+    Published('detr-masks_r50_16xb4-500e_coco', 'DETR, masks (G: boxes alone)', 500, source=None),
+    Published('detr-panoptic_r50_16xb4-500e_coco', 'DETR, panoptic (G: boxes alone)',
+              500, source='DETR release', pq=43.4),
     Published('deformable-detr-panoptic_r50_16xb2-50e_coco',
               'Deformable DETR, panoptic (G: boxes alone)', 50, source=None),
 )

@@ -67,6 +67,7 @@ def _columns(report):
         columns[f'{title} publ.'] = published(theirs)
     columns['mask AP'] = ap('mask_mAP')
     columns['PQ'] = ap('PQ')
+    columns['PQ publ.'] = published('pq')
     columns['params M'] = ours('params_m')
     columns['params publ.'] = published('params_m', 'd')
     for size in report['sizes']:

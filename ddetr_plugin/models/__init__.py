@@ -18,6 +18,7 @@ from ddetr_plugin.models.encoder import (
 )
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.feed_forward import FeedForward
+from ddetr_plugin.models.mask_detr import MaskDETR, MaskDETRHead
 from ddetr_plugin.models.mask_head import MaskHead
 from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
 from ddetr_plugin.models.panoptic import PanopticMaskHead, merge_segments, panoptic_map
@@ -52,6 +53,8 @@ __all__ = [
     'L1Cost',
     'LearnedQueryHead',
     'MSDeformAttn',
+    'MaskDETR',
+    'MaskDETRHead',
     'MaskHead',
     'MultiheadSelfAttention',
     'PanopticMaskHead',

@@ -7,11 +7,12 @@ import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddetr_plugin.checkpoints import adopt
 from ddetr_plugin.models.criterion import Targets
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
+from ddetr_plugin.models.freezing import FreezableDetector
 from ddetr_plugin.models.mask_head import MaskInputs
 from ddetr_plugin.models.query_head import InitialQueries
 from ddetr_plugin.registry import MODELS
@@ -36,7 +37,7 @@ class Outputs(NamedTuple):
 
 
 @MODELS.register_module()
-class DeformableDETR(BaseDetector):
+class DeformableDETR(FreezableDetector, BaseDetector):
     """Deformable DETR (arXiv:2010.04159), every part built from its config.
 
     `load_state_dict` takes the names of other implementations, too; see `ddetr_plugin.checkpoints`.
@@ -91,26 +92,11 @@ class DeformableDETR(BaseDetector):
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = None if criterion is None else MODELS.build(criterion)
         self.mask_head = None if mask_head is None else MODELS.build(mask_head)
-        self.freeze_detector = freeze_detector
         if freeze_detector:
-            if mask_head is None:
-                raise ValueError(
-                    'freeze_detector trains the mask head alone, but there is none; give '
-                    '`mask_head` in the config'
-                )
-            for part in self._detector_parts():
-                part.requires_grad_(False)
+            self.freeze()
         if compile is not None:
             for module in (self.encoder, self.decoder):
                 module.compile(fullgraph=True, **compile)
-
-    def train(self, mode: bool = True) -> 'DeformableDETR':
-        """As every module's; a frozen detector stays in evaluation."""
-        super().train(mode)
-        if self.freeze_detector:
-            for part in self._detector_parts():
-                part.eval()
-        return self
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """L maps (B, C, H_l, W_l) of pictures (B, 3, H, W)."""
@@ -224,6 +210,3 @@ class DeformableDETR(BaseDetector):
                 level=logging.WARNING,
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _detector_parts(self) -> list[nn.Module]:
-        return [part for name, part in self.named_children() if name != 'mask_head']
