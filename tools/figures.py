@@ -1,5 +1,7 @@
 """The paper's figures: accuracy over epochs (Figure 3), cost over the size of a picture."""
 
+import itertools
+
 import matplotlib
 
 matplotlib.use('Agg')
@@ -64,13 +66,16 @@ def draw_cost(costs, path):
         costs: name -> {(height, width): multiply-adds}.
         path: of the PNG.
     """
-    figure, axis = plt.subplots(figsize=(6.5, 4.5), layout='constrained')
-    for name, by_size in costs.items():
+    figure, axis = plt.subplots(figsize=(9, 5), layout='constrained')
+    # Twenty colours, and other marks where models cost the same and lie on each other.
+    looks = zip(itertools.cycle(plt.get_cmap('tab20').colors), itertools.cycle('os^vDP*X<>'))
+    by_largest = sorted(costs.items(), key=lambda item: max(item[1].values()), reverse=True)
+    for (name, by_size), (colour, mark) in zip(by_largest, looks):
         points = sorted((h * w / 1e6, cost / 1e9) for (h, w), cost in by_size.items())
-        axis.plot(*zip(*points), marker='o', label=name)
+        axis.plot(*zip(*points), marker=mark, color=colour, label=name)
     axis.set(xlabel='picture, megapixels', ylabel='10⁹ multiply-adds')
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize='small')
+    figure.legend(fontsize='small', loc='outside right upper')
     figure.savefig(path, dpi=110)
     plt.close(figure)
