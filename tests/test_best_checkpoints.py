@@ -191,7 +191,7 @@ def job_of_two(tiny_job, tmp_path):
 def test_all_processes_learn_at_once_that_there_is_no_room_for_the_best(job_of_two, tmp_path):
     """Else the others begin to save what names it, and wait for the first one for ever."""
     work_dir = tmp_path / 'work'
-    run_tool('train', 2, [str(job_of_two('NoRoomForTheFirstBest'))], tmp_path)
+    run_tool('train', 2, [str(job_of_two('NoRoomForTheFirstBest')), '--skip-data-check'], tmp_path)
     # The second validation was the best by default.
     best = 'best_coco_bbox_mAP_iter_4.pth'
     assert names(work_dir) == [best, 'iter_2.pth', 'iter_4.pth']
@@ -200,10 +200,11 @@ def test_all_processes_learn_at_once_that_there_is_no_room_for_the_best(job_of_t
     assert Path(info[1]['best_ckpt']).name == best
 
 
-def test_all_processes_validate_first_or_none_whatever_they_see(job_of_two, tmp_path):
+def test_all_processes_validate_first_or_none_whatever_they_see(job_of_two, tmp_path, monkeypatch):
     """The second one's folder has no note of the validation after the second iteration."""
-    arguments = [str(job_of_two('FoldersOfTheirOwn')), '--cfg-options', 'train_cfg.max_iters=2']
-    run_tool('train', 2, arguments, tmp_path)
-    assert (tmp_path / 'work' / 'last_validation').is_file()
-    run_tool('train', 2, [str(job_of_two('FoldersOfTheirOwn')), '--resume'], tmp_path)
-    assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('iter_4.pth')
+    monkeypatch.syspath_prepend(tmp_path)
+    work_dir, job = tmp_path / 'work', str(job_of_two('FoldersOfTheirOwn'))
+    runner_of(job, work_dir, train_cfg=dict(max_iters=2)).train()
+    assert (work_dir / 'last_validation').is_file()
+    run_tool('train', 2, [job, '--resume', '--skip-data-check'], tmp_path)
+    assert (work_dir / 'last_checkpoint').read_text().endswith('iter_4.pth')
