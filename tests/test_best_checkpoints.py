@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_tool
 from test_checkpoint_files import KilledError, names, runner_of
 
 from ddetr_plugin.engine import CheckpointError
@@ -130,3 +131,80 @@ def test_validations_that_save_nothing_do_not_hide_a_full_disk(config, tmp_path)
     fail(runner, {4: full(), 5: full()})
     with pytest.raises(CheckpointError, match='newest complete one is .*epoch_1.pth'):
         runner.train()
+
+
+def test_a_resumed_run_that_watches_no_score_leaves_the_best_weights(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    scored(runner_of(config, work_dir), 0.5, 0.4).train()
+    changes = dict(default_hooks=dict(checkpoint=dict(save_best=None)))
+    runner = runner_of(config, work_dir, resume=True, **changes)
+    runner.train_loop._max_epochs = 3
+    runner.train()
+    assert names(work_dir) == [BEST(2), *(f'epoch_{epoch}.pth' for epoch in (1, 2, 3))]
+
+
+# Hooks for runs of two processes.
+FAULTS = '''
+import errno
+import os
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class NoRoomForTheFirstBest(Hook):
+    full = True
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if self.full and 'optimizer' not in checkpoint:
+            self.full = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+@HOOKS.register_module()
+class FoldersOfTheirOwn(Hook):
+    """The second process is on another machine, whose folders the first one does not see."""
+    def before_train(self, runner):
+        if runner.rank == 1:
+            runner._work_dir += '_of_the_second'
+'''
+
+
+@pytest.fixture
+def job_of_two(tiny_job, tmp_path):
+    """Writes an iteration-based job of two validations, with a hook of `FAULTS`."""
+    (tmp_path / 'faults.py').write_text(FAULTS)
+
+    def write(hook, **train_cfg):
+        return tiny_job(
+            train_cfg=dict(
+                _delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2, **train_cfg
+            ),
+            train_dataloader=dict(sampler=dict(_delete_=True, type='InfiniteSampler')),
+            param_scheduler=[dict(type='MultiStepLR', by_epoch=False, milestones=[3])],
+            default_hooks=dict(checkpoint=dict(by_epoch=False, interval=2)),
+            custom_imports=dict(imports=['ddetr_plugin', 'faults']),
+            custom_hooks=[dict(type='ddetr_plugin.RandomStateHook'), dict(type=hook)],
+        )
+
+    return write
+
+
+def test_all_processes_learn_at_once_that_there_is_no_room_for_the_best(job_of_two, tmp_path):
+    """Else the others begin to save what names it, and wait for the first one for ever."""
+    work_dir = tmp_path / 'work'
+    run_tool('train', 2, [str(job_of_two('NoRoomForTheFirstBest')), '--skip-data-check'], tmp_path)
+    # The second validation was the best by default.
+    best = 'best_coco_bbox_mAP_iter_4.pth'
+    assert names(work_dir) == [best, 'iter_2.pth', 'iter_4.pth']
+    info = [torch.load(work_dir / f'iter_{n}.pth')['message_hub']['runtime_info'] for n in (2, 4)]
+    assert 'best_ckpt' not in info[0]
+    assert Path(info[1]['best_ckpt']).name == best
+
+
+def test_all_processes_validate_first_or_none_whatever_they_see(job_of_two, tmp_path, monkeypatch):
+    """The second one's folder has no note of the validation after the second iteration."""
+    monkeypatch.syspath_prepend(tmp_path)
+    work_dir, job = tmp_path / 'work', str(job_of_two('FoldersOfTheirOwn'))
+    runner_of(job, work_dir, train_cfg=dict(max_iters=2)).train()
+    assert (work_dir / 'last_validation').is_file()
+    run_tool('train', 2, [job, '--resume', '--skip-data-check'], tmp_path)
+    assert (work_dir / 'last_checkpoint').read_text().endswith('iter_4.pth')

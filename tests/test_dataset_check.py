@@ -125,6 +125,19 @@ def test_a_truncated_picture_is_named(data):
     assert any(f.kind == 'broken pictures' and '01.png' in f.where for f in findings)
 
 
+def test_whatever_a_decoder_raises_is_a_finding(data, monkeypatch):
+    """Pillow raises RuntimeError for a broken AVIF, whose name may end with .jpg."""
+
+    def fail(file):
+        raise RuntimeError('Failed to decode frame 0')
+
+    monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', fail)
+    findings = check_dataset.check_folder(data.folder)[2]
+    assert any(
+        f.kind == 'broken pictures' and f.detail == 'Failed to decode frame 0' for f in findings
+    )
+
+
 def test_a_picture_that_only_pillow_reads_is_an_error(data):
     path = data.folder / 'images' / 'float.tiff'
     Image.new('F', (64, 48)).save(path)

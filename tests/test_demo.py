@@ -67,6 +67,24 @@ def test_a_complete_training_is_evaluated_and_not_repeated(trained):
     assert again == metrics
 
 
+def test_the_newest_complete_checkpoint_is_the_last_one_though_the_note_is_of_a_broken_one(
+    trained, tmp_path
+):
+    _, work_dir, *_ = trained
+    assert demo.last_checkpoint(work_dir) == (str(work_dir / 'iter_4.pth'), 4)
+    assert demo.last_checkpoint(tmp_path) == (None, 0)
+    for name in ('iter_4.pth', 'last_checkpoint'):
+        shutil.copy(work_dir / name, tmp_path / name)
+    shutil.copy(work_dir / 'iter_4.pth', tmp_path / 'iter_2.pth')
+    # The note still names the folder that the copy is of.
+    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_4.pth'), 4)
+    path = tmp_path / 'iter_4.pth'
+    path.write_bytes(path.read_bytes()[:-100])
+    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
+    path.unlink()
+    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
+
+
 @pytest.mark.parametrize('metrics', [None, dict(train_seconds=1.0, iterations=3), [], 'cut off'])
 def test_the_metrics_are_those_of_the_checkpoint_and_not_of_the_config(
     trained, tmp_path, monkeypatch, metrics

@@ -94,6 +94,28 @@ def test_no_picture_ends_the_others_of_its_folder(run, tmp_path, capsys):
         assert any(f'{name}: ' in line and 'skipped' in line for line in lines)
 
 
+def test_whatever_a_decoder_raises_ends_no_folder(run, tmp_path, monkeypatch):
+    """Pillow raises RuntimeError for a broken AVIF, whose name may end with .jpg."""
+    load = Image.Image.load
+
+    def fail(file):
+        if file.size == (64, 50):
+            raise RuntimeError('Failed to decode frame 0')
+        return load(file)
+
+    monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', fail)
+    picture(tmp_path / 'pictures' / 'broken.png', 50)
+    picture(tmp_path / 'pictures' / 'whole.png')
+    assert run(tmp_path / 'pictures', tmp_path / 'out') == 1
+    assert file_names(tmp_path / 'out') == ['whole.png']
+
+
+def test_a_drawing_that_cannot_be_written_is_an_error(run, tmp_path):
+    path = picture(tmp_path / 'pictures' / 'whole.png')
+    (tmp_path / 'out' / path.name).mkdir(parents=True)
+    assert 'whole.png cannot be written' in run(tmp_path / 'pictures', tmp_path / 'out')
+
+
 def test_a_picture_too_large_for_the_memory_does_not_end_the_others(run, tmp_path, monkeypatch):
     original = predict.detect
 

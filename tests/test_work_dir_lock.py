@@ -56,6 +56,16 @@ def test_a_second_training_stops_before_it_writes_anything(tiny_job, tmp_path, c
         assert [path.name for path in work_dir.iterdir()] == [LOCK]
 
 
+def test_a_work_folder_that_cannot_be_written_is_named_with_the_remedy(tiny_job, capsys):
+    path = tiny_job()
+    with pytest.raises(SystemExit) as stop:
+        tool('train').main([str(path), '--work-dir', f'{path}/work'])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert f'nothing can be written to {path}/work: ' in message
+    assert '--work-dir' in message
+
+
 def test_a_second_runner_leaves_the_files_of_the_first_alone(tiny_job, tmp_path):
     work_dir = tmp_path / 'work'
     runner = Runner.from_cfg(Config.fromfile(tiny_job()))

@@ -31,6 +31,7 @@ from ddetr_plugin.engine.launch import (
     enable_amp,
     load_config,
 )
+from ddetr_plugin.engine.resumption import newest_complete
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
 
 # isort: split
@@ -354,13 +355,12 @@ def check_same_training(work_dir, training):
 
 
 def last_checkpoint(work_dir):
-    """(path, iteration) of the newest checkpoint; (None, 0) without one."""
+    """(path, iteration) of the newest complete checkpoint; (None, 0) without one."""
     pointer = work_dir / 'last_checkpoint'
-    if not pointer.exists():
-        return None, 0
-    path = work_dir / Path(pointer.read_text().strip()).name
-    number = re.search(r'iter_(\d+)', path.name)
-    return (str(path), int(number[1])) if number and path.exists() else (None, 0)
+    named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    path = newest_complete([work_dir], named)
+    number = re.search(r'iter_(\d+)', Path(path or '').name)
+    return (path, int(number[1])) if number else (None, 0)
 
 
 def train_and_test(config, work_dir):

@@ -95,8 +95,9 @@ def read_picture(path):
         with Image.open(path) as file:
             file.load()
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
-        raise ValueError(' '.join(str(error).split())) from error
+    # What decoders raise depends on the bytes; Pillow's even RuntimeError.
+    except Exception as error:
+        raise ValueError(' '.join(str(error).split()) or type(error).__name__) from error
     if picture is None:
         raise ValueError('OpenCV cannot decode it')
     return picture
@@ -284,7 +285,8 @@ def main():
         rows = [(box, label, f'{classes[label]} {score:.2f}') for box, label, score in found]
         scale = max(1, -(-report.MIN_WIDTH // picture.shape[1]))
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), report.draw_boxes(picture, rows, scale))
+        if not cv2.imwrite(str(target), report.draw_boxes(picture, rows, scale)):
+            sys.exit(f'error: {target} cannot be written; is the disk full?')
         print(f'{path}: {len(found)} objects')
     categories = [dict(id=i, name=name) for i, name in zip(ids, classes)]
     content = dict(images=images, categories=categories, annotations=annotations)

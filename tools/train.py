@@ -101,8 +101,13 @@ def main(arguments=None):
             # Before anything is written; AtomicCheckpointHook, which locks the folder for every
             # Runner, comes after the log file.
             lock_work_dir(config.work_dir)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             parser.error(str(error))
+        except OSError as error:
+            parser.error(
+                f'nothing can be written to {config.work_dir}: {error}. Name another folder with '
+                '--work-dir'
+            )
     try:
         launch.build_runner(config, args.local_rank).train()
     except (

@@ -145,9 +145,11 @@ def _check_picture(folder: Path, image: dict, scales: Scales) -> Iterator[Findin
             picture.load()
         # As trainings do.
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+    # What decoders raise depends on the bytes; Pillow's even RuntimeError.
+    except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = 'no picture that Pillow knows' if unknown else ' '.join(str(error).split())
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = 'no picture that Pillow knows' if unknown else reason
         yield finding('error', 'broken pictures', reason, 'replace or remove it')
         return
     if decoded is None:

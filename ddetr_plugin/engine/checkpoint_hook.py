@@ -91,6 +91,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._training = False
         self._resumed = False
         self._saved = False
+        self._together = False
         self._asked_for_lock = False
         self._lock: int | None = None
 
@@ -135,12 +136,18 @@ class AtomicCheckpointHook(CheckpointHook):
             self.last_ckpt = info.get('last_ckpt')
             self._outdated = list(info.get(OUTDATED, []))
             self._remove_outdated()
-            if self._validation_is_due(runner):
+            # All do what the first one finds: its work folder may not be the others'.
+            due = [self._validation_is_due(runner)]
+            broadcast_object_list(due)
+            if due[0]:
                 print_log('Validating the checkpoint first: it was not before.', logger='current')
                 runner.val_loop.run()
         if self._resumed and is_main_process():
             here = runner.epoch if self.by_epoch else runner.iter
-            named = {Path(path).name for path in self._best_paths()}
+            # Also those of scores that this run does not watch.
+            info = runner.message_hub.runtime_info
+            best = {info[key] for key in info if key.startswith('best_ckpt')}
+            named = {Path(path).name for path in best if path}
             for path in remove_orphans(self.out_dir, self.filename_tmpl, here, named):
                 print_log(f'Removed {path}, which no checkpoint names.', logger='current')
 
@@ -225,10 +232,13 @@ class AtomicCheckpointHook(CheckpointHook):
         best = self._best_paths()
         error = [None]
         self._saved = False
+        self._together = True
         try:
             save()
         except OSError as failure:
             error[0] = str(failure)
+        finally:
+            self._together = False
         broadcast_object_list(error)
         if error[0] is None:
             # A validation that is not the best writes nothing, and shows nothing about the disk.
@@ -311,13 +321,22 @@ class AtomicCheckpointHook(CheckpointHook):
         def save_checkpoint(out_dir: str, filename: str, *args, **settings) -> None:
             # All processes are here; only the first one gets to `before_save_checkpoint`.
             runner.call_hook('before_all_save_checkpoint')
+            failure = None
             try:
                 save(out_dir, filename + PARTIAL, *args, **settings)
-            except OSError:
+                if is_main_process():
+                    commit(Path(out_dir, filename))
+            except OSError as error:
                 Path(out_dir, filename + PARTIAL).unlink(missing_ok=True)
-                raise
-            if is_main_process():
-                commit(Path(out_dir, filename))
+                failure = error
+            if self._together:
+                # Else the others would go on to the next file, and wait for the first one there.
+                message = [failure and str(failure)]
+                broadcast_object_list(message)
+                if message[0] is not None and failure is None:
+                    failure = OSError(message[0])
+            if failure is not None:
+                raise failure
             self._saved = True
 
         return save_checkpoint
