@@ -2,6 +2,9 @@
 
 import json
 import mmap
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +107,37 @@ def test_a_short_soak_passes_and_fails_where_predicting_leaks(
     report = json.loads((work_dir / 'soak.json').read_text())
     assert report['steps'] == len(report['training']['samples_mib'])
     assert (report['predictions']['growth_mib'] > soak.ALLOWED_MIB) == leaks
+
+
+FORK = """
+import multiprocessing, os, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import soak
+from ddetr_plugin.engine.launch import keep_freed_memory
+
+keep_freed_memory()
+blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each
+del blocks
+context = multiprocessing.get_context('fork')
+ready, done = context.Event(), context.Event()
+
+def wait():
+    ready.set()
+    done.wait()
+
+process = context.Process(target=wait)
+process.start()
+assert ready.wait(60)
+blocks = [torch.ones(2**18) for _ in range(200)]
+text = open(f'/proc/{process.pid}/smaps_rollup').read()
+print(next(int(line.split()[1]) for line in text.splitlines() if line[:14] == 'Private_Dirty:'))
+done.set()
+process.join()
+"""
+
+
+def test_a_forked_data_worker_does_not_keep_what_the_training_had_freed(tmp_path):
+    command = [sys.executable, '-W', 'ignore', '-c', FORK, Path(soak.__file__).parent]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout) / 1024 < 100

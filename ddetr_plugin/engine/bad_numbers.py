@@ -89,7 +89,8 @@ class BadNumberHook(Hook):
     and so does this hook (in a run of one process) if already the forward pass overflows but is
     finite in float32. Batch norms, whose running statistics would stay bad for ever, then get those
     from before the step back. Only more than `max_overflows` such steps in a row stop the training:
-    no scale is small enough then, and nothing is learned any more.
+    no scale is small enough then, and nothing is learned any more. Overflows of the backward pass
+    are seen, and counted, where gradients are clipped.
 
     Args:
         max_overflows: see above.
