@@ -17,7 +17,11 @@ import os
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.checkpoints import CheckpointFileError
-from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
+from ddetr_plugin.compat import (
+    MissingMMCVOpError,
+    MissingPanopticAPIError,
+    require_panopticapi,
+)
 from ddetr_plugin.data_checks import check_config, print_findings
 from ddetr_plugin.engine import launch
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
@@ -92,7 +96,9 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         config = make_config(args)
-    except (OSError, ValueError) as error:
+        # `build_runner` asks, too, but only after the lock has made the work folder.
+        require_panopticapi(config.to_dict())
+    except (OSError, ValueError, MissingPanopticAPIError) as error:
         parser.error(str(error))
     if is_first(config):
         if not args.skip_data_check:
@@ -110,12 +116,7 @@ def main(arguments=None):
             )
     try:
         launch.build_runner(config, args.local_rank).train()
-    except (
-        launch.LaunchError,
-        MissingMMCVOpError,
-        MissingPanopticAPIError,
-        CheckpointFileError,
-    ) as error:
+    except (launch.LaunchError, MissingMMCVOpError, CheckpointFileError) as error:
         parser.error(str(error))
     except launch.STOPPED as error:
         parser.exit(1, f'error: {error}\n')
