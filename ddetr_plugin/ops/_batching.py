@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.library import register_vmap
 
 _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
@@ -72,25 +73,25 @@ def _map(operator, before, info, in_dims, arguments):
     return operator(*folded), batch
 
 
-@torch.library.register_vmap('ddetr_plugin::ms_deform_attn_forward')
+@register_vmap('ddetr_plugin::ms_deform_attn_forward')
 def _forward_vmap(info, in_dims, *arguments):
     output, batch = _map(_forward, 0, info, in_dims, arguments)
     return batch.unfold(output), 0
 
 
-@torch.library.register_vmap('ddetr_plugin::ms_deform_attn_backward')
+@register_vmap('ddetr_plugin::ms_deform_attn_backward')
 def _backward_vmap(info, in_dims, *arguments):
     grads, batch = _map(_backward, 1, info, in_dims, arguments)
     return tuple(map(batch.unfold, grads)), (0, 0, 0)
 
 
-@torch.library.register_vmap('ddetr_plugin::ms_deform_attn_fused_forward')
+@register_vmap('ddetr_plugin::ms_deform_attn_fused_forward')
 def _fused_forward_vmap(info, in_dims, *arguments):
     output, batch = _map(_fused_forward, 0, info, in_dims, arguments)
     return batch.unfold(output), 0
 
 
-@torch.library.register_vmap('ddetr_plugin::ms_deform_attn_fused_backward')
+@register_vmap('ddetr_plugin::ms_deform_attn_fused_backward')
 def _fused_backward_vmap(info, in_dims, *arguments):
     (*grads, grad_reference), batch = _map(_fused_backward, 2, info, in_dims, arguments)
     grads = [batch.unfold(grad) for grad in grads]

@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_forward')
+@register_fake('ddetr_plugin::ms_deform_attn_forward')
 def _forward_fake(
     value: Tensor,
     spatial_shapes: Tensor,
@@ -17,7 +18,7 @@ def _forward_fake(
     return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
 
 
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_backward')
+@register_fake('ddetr_plugin::ms_deform_attn_backward')
 def _backward_fake(
     grad_output: Tensor,
     value: Tensor,
@@ -36,7 +37,7 @@ def _backward_fake(
     )
 
 
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_forward')
+@register_fake('ddetr_plugin::ms_deform_attn_fused_forward')
 def _fused_forward_fake(
     value: Tensor,
     spatial_shapes: Tensor,
@@ -51,7 +52,7 @@ def _fused_forward_fake(
     return value.new_empty(batch, sampling_offsets.shape[1], heads * channels)
 
 
-@torch.library.register_fake('ddetr_plugin::ms_deform_attn_fused_backward')
+@register_fake('ddetr_plugin::ms_deform_attn_fused_backward')
 def _fused_backward_fake(
     grad_output: Tensor,
     output: Tensor,
@@ -76,12 +77,12 @@ def _fused_backward_fake(
     )
 
 
-@torch.library.register_fake('ddetr_plugin::dropout')
+@register_fake('ddetr_plugin::dropout')
 def _dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake('ddetr_plugin::dropout_add')
+@register_fake('ddetr_plugin::dropout_add')
 def _dropout_add_fake(x: Tensor, residual: Tensor, seed: Tensor, p: float) -> Tensor:
     torch._check(
         x.shape == residual.shape,
@@ -90,12 +91,12 @@ def _dropout_add_fake(x: Tensor, residual: Tensor, seed: Tensor, p: float) -> Te
     return residual.new_empty(residual.shape)
 
 
-@torch.library.register_fake('ddetr_plugin::relu_dropout')
+@register_fake('ddetr_plugin::relu_dropout')
 def _relu_dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake('ddetr_plugin::relu_dropout_backward')
+@register_fake('ddetr_plugin::relu_dropout_backward')
 def _relu_dropout_backward_fake(grad_output: Tensor, output: Tensor, p: float) -> Tensor:
     return output.new_empty(output.shape)
 
