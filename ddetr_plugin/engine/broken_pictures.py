@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
@@ -112,6 +112,8 @@ class BrokenPictureHook(Hook):
                 )
         most = max(loader.max_broken for loader in loaders)
         if len(broken) > most:
+            # A launcher stops the others when the first process ends: not before it has written.
+            barrier()
             raise BrokenPictureError(
                 f'{len(broken)} broken pictures in all processes, of which max_broken={most} are '
                 f'skipped:{list_pictures(broken)}'

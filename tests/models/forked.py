@@ -41,7 +41,7 @@ def run(command, *paths):
         check=False,
         timeout=PATIENCE,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-30000:]
 
 
 def run_tool(tool, processes, arguments, *paths):
@@ -80,6 +80,9 @@ def main(tool, processes, *arguments):
             try:
                 module.main(list(arguments))
                 status = 0
+            except SystemExit as stop:
+                # As the interpreter does: a tool has said why, and a traceback would say it again.
+                status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
             except BaseException:
                 traceback.print_exc()
             finally:
