@@ -104,7 +104,10 @@ def test_coordinates_boxes_costs_and_losses_are_float32_in_the_whole_detector(
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_a_short_training_under_autocast_follows_that_in_float32(dtype):
-    """Its losses stay within 5 % over 20 steps, on which they fall by a third and more."""
+    """Its losses stay within 5 % over 20 steps, on which they fall by a third and more.
+
+    The first scales of float16 gradients overflow, and those steps are left out.
+    """
 
     def losses(autocast):
         model = build(tiny_config('two-stage')).train()
@@ -115,12 +118,15 @@ def test_a_short_training_under_autocast_follows_that_in_float32(dtype):
             dict(settings, optimizer=optimizer, clip_grad=dict(max_norm=0.1))
         )
         inputs, samples = batch()
+        scale = wrapper.loss_scaler.get_scale if autocast else lambda: 1.0
         totals = []
-        for _ in range(20):
+        while len(totals) < 20:
             with wrapper.optim_context(model):
                 total = sum(model.loss(inputs, samples).values())
+            before = scale()
             wrapper.update_params(total)
-            totals.append(total.item())
+            if scale() == before:
+                totals.append(total.item())
         return torch.tensor(totals)
 
     exact, low = losses(False), losses(True)
