@@ -1,9 +1,13 @@
 """The comparison of a demo in mixed precision with one in float32."""
 
+import sys
+
 import amp_accuracy
+import float16_products
 import pytest
 import torch
 from demo import CONFIGS, read_config
+from float16_products import Float16Products
 from mmengine.config import DictAction
 
 
@@ -20,15 +24,53 @@ def test_an_accuracy_further_away_than_two_hundredths_fails(low, near, capsys):
     assert f'| bfloat16 | {low:.3f} | {low - 0.62:+.3f} | 1.0 min |' in capsys.readouterr().out
 
 
-def test_the_first_training_is_in_float32_and_the_second_under_autocast(tmp_path):
+def test_the_first_training_is_in_float32_and_the_others_under_autocast(tmp_path):
     kinds = []
-    for name in amp_accuracy.precisions()[:2]:
-        pairs = [x.split('=') for x in amp_accuracy.OPTIONS[name] if '=' in x]
+    for options in amp_accuracy.OPTIONS.values():
+        pairs = [x.split('=') for x in options if '=' in x]
         overrides = {key: DictAction._parse_int_float_bool(value) for key, value in pairs}
         path = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
-        kinds.append(read_config(path, overrides, tmp_path).optim_wrapper.type)
-    assert kinds == ['OptimWrapper', 'ddetr_plugin.AutocastOptimWrapper']
-    assert ('float16' in amp_accuracy.precisions()) == torch.cuda.is_available()
+        wrapper = read_config(path, overrides, tmp_path).optim_wrapper
+        kinds.append((wrapper.type, wrapper.get('dtype')))
+    autocast = 'ddetr_plugin.AutocastOptimWrapper'
+    assert kinds == [('OptimWrapper', None), (autocast, 'bfloat16'), (autocast, 'float16')]
+
+
+def test_products_are_those_of_float16_rounded_once():
+    """Within half a unit in the last place of float64, in the forward and the backward pass."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).half() for shape in ((70, 50), (50, 30)))
+    image, kernel = (
+        torch.randn(shape, generator=generator).half() for shape in ((2, 6, 9, 11), (4, 6, 3, 3))
+    )
+
+    def products(dtype):
+        given = [x.to(dtype).requires_grad_() for x in (a, b, image, kernel)]
+        out = [given[0] @ given[1], torch.conv2d(*given[2:], padding=1)]
+        return [*out, *torch.autograd.grad(out, given, [torch.ones_like(x) for x in out])]
+
+    with Float16Products():
+        found = products(torch.float16)
+        assert (a.float() @ b.float()).dtype == torch.float32
+    for x, exact in zip(found, products(torch.float64)):
+        assert x.dtype == torch.float16
+        torch.testing.assert_close(x.double(), exact, rtol=2.0**-11, atol=1e-5)
+
+
+def test_a_tool_is_run_with_them_and_with_its_own_arguments(tmp_path, monkeypatch, capsys):
+    tool = tmp_path / 'tool.py'
+    tool.write_text(
+        'import sys\n'
+        'from torch.utils._python_dispatch import _get_current_dispatch_mode as mode\n'
+        'print(sys.argv[1:], type(mode()).__name__, __name__)\n'
+    )
+    monkeypatch.setattr(sys, 'argv', ['float16_products.py', str(tool), '--iters', '3'])
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    float16_products.main()
+    assert capsys.readouterr().out == "['--iters', '3'] Float16Products __main__\n"
+    monkeypatch.setattr(sys, 'argv', ['float16_products.py'])
+    with pytest.raises(SystemExit, match='usage'):
+        float16_products.main()
 
 
 def test_trainings_that_fail_end_the_comparison(monkeypatch, tmp_path):
