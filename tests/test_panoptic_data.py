@@ -130,10 +130,11 @@ def test_what_does_not_fit_is_refused_with_the_file_and_the_remedy(tmp_path):
     with pytest.raises(ValueError, match='num_things must be 0 or more'):
         step(num_things=-1)
     picture = tmp_path / 'segments' / '1.png'
+    truncated = picture.read_bytes()[:-20]
     Image.new('RGB', (64, 40)).save(picture)
     with pytest.raises(ValueError, match=r'1\.png is 40 x 64 pixels .* its picture 48 x 64'):
         load(file)
-    for content in (b'', b'no picture'):
+    for content in (b'', b'no picture', truncated):
         picture.write_bytes(content)
         with pytest.raises(ValueError, match='1.png cannot be decoded'):
             load(file)
