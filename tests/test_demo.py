@@ -1,7 +1,6 @@
 """tools/demo.py and tools/predict.py, from data to pictures."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from check_dataset import Split, is_scored
+from forked import run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr_plugin.engine.work_dir_lock import LOCK
@@ -20,10 +20,9 @@ from ddetr_plugin.engine.work_dir_lock import LOCK
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(tool, *args, **environment):
+def run(tool, *args):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)]
-    env = dict(os.environ, **environment)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +60,7 @@ def test_a_complete_training_is_evaluated_and_not_repeated(trained):
     _, work_dir, options, _ = trained
     before = (work_dir / 'iter_4.pth').stat().st_mtime_ns
     metrics = json.loads((work_dir / 'metrics.json').read_text())
-    result = run('demo.py', *options)
+    result = run_forked('demo', options)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'The training is complete' in result.stdout
     assert (work_dir / 'iter_4.pth').stat().st_mtime_ns == before
@@ -142,15 +141,14 @@ def test_an_interrupted_training_resumes_and_ends_as_an_uninterrupted_one(traine
     )
     work = tmp_path / 'work'
     options = [*options[:2], '--work-dir', work, '--config', tmp_path / 'config.py', *options[4:]]
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
 
-    result = run('demo.py', *options, PYTHONPATH=paths, INTERRUPT_AT='3')
+    result = run_forked('demo', options, [dict(INTERRUPT_AT='3')], [tmp_path])
     assert result.returncode == 1, result.stderr[-3000:]
     assert 'Interrupted. The same command resumes from the last checkpoint.' in result.stderr
     assert 'Traceback' not in result.stderr
     assert (work / 'iter_2.pth').exists() and not (work / 'metrics.json').exists()
 
-    result = run('demo.py', *options, PYTHONPATH=paths)
+    result = run_forked('demo', options, paths=[tmp_path])
     assert result.returncode == 0, result.stderr[-3000:]
     assert f'Resuming from {work}/iter_2.pth' in result.stdout
     if torch.cuda.is_available():
@@ -259,7 +257,7 @@ def test_wrong_data_stops_before_training(trained, tmp_path):
     data, *_ = trained
     shutil.copytree(data, tmp_path / 'data')
     (tmp_path / 'data/images/01.png').unlink()
-    result = run('demo.py', '--data', tmp_path / 'data', '--work-dir', tmp_path / 'work')
+    result = run_forked('demo', ['--data', tmp_path / 'data', '--work-dir', tmp_path / 'work'])
     assert result.returncode == 1
     assert 'missing pictures' in result.stdout and '01.png' in result.stdout
     assert not (tmp_path / 'work').exists()
@@ -463,7 +461,7 @@ def test_predict_says_what_is_missing(trained, tiny_coco, tmp_path, args, messag
         'CONFIG': next(work_dir.glob('*.py')),
         'CHECKPOINT': work_dir / 'iter_4.pth',
     }
-    result = run('predict.py', *(names.get(a, a) for a in args), '--out', tmp_path)
+    result = run_forked('predict', [*(names.get(a, a) for a in args), '--out', tmp_path])
     assert result.returncode == 1
     assert message in result.stderr
     assert 'Traceback' not in result.stderr

@@ -57,15 +57,12 @@ def train(config, folder, processes, batch_size, *options, torchrun=False):
     folder.mkdir()
     arguments = [str(config), '--work-dir', str(folder), '--cfg-options', *options]
     arguments += [f'train_dataloader.batch_size={batch_size}', f'custom_hooks.0.folder={folder}']
-    if processes > 1 and not torchrun:
-        run_tool('train', processes, arguments, config.parent)
+    if torchrun:
+        module = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+        command = [sys.executable, *module, 'tools/train.py', *arguments, '--launcher', 'pytorch']
+        run(command, config.parent)
     else:
-        command = ['tools/train.py', *arguments]
-        if processes > 1:
-            module = ['-m', 'torch.distributed.run', '--standalone']
-            launcher = ['--launcher', 'pytorch']
-            command = [*module, f'--nproc_per_node={processes}', *command, *launcher]
-        run([sys.executable, *command], config.parent)
+        run_tool('train', processes, arguments, config.parent)
     losses = []
     for rank in range(processes):
         lines = (folder / f'{rank}.jsonl').read_text().splitlines()

@@ -1,18 +1,24 @@
-"""Tools in several processes, as torchrun starts them, at the price of one start of Python.
+"""Tools in forked processes, one or several as torchrun starts them, at the price of one Python.
 
-    python forked.py TOOL PROCESSES ARGUMENT ...
-
-Everything is imported before the processes part. If one fails, the others are not waited for.
+As a program it imports everything once, then reads JSON lines. For each ``{"tool": NAME,
+"arguments": [...], "environments": [{...}, ...], "paths": [...], "folder": DIR}`` it forks a
+process per environment that runs tools/NAME.py, writing to DIR/out and DIR/err, and prints the exit
+status, the first that is not 0. If one fails, the others are not waited for.
 """
 
-import importlib.util
+import functools
+import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 REPO = Path(__file__).resolve().parents[2]
 # Processes that wait for each other in vain would do so for half an hour.
@@ -44,58 +50,131 @@ def run(command, *paths):
     assert done.returncode == 0, done.stderr[-30000:]
 
 
+class Done(NamedTuple):
+    """What a tool has left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_forked(tool, arguments, environments=({},), paths=()):
+    """Runs tools/`tool`.py in a process per environment; returns Done, of all of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = dict(
+            tool=tool,
+            arguments=[*map(str, arguments)],
+            environments=environments,
+            paths=[*map(str, paths)],
+            folder=folder,
+        )
+        program = server()
+        print(json.dumps(request), file=program.stdin, flush=True)
+        status = json.loads(program.stdout.readline())
+        return Done(status, *((Path(folder) / name).read_text() for name in ('out', 'err')))
+
+
 def run_tool(tool, processes, arguments, *paths):
-    """Runs tools/`tool`.py with --launcher pytorch in `processes` processes; see `run`."""
-    here = [sys.executable, str(Path(__file__).resolve())]
-    run([*here, tool, str(processes), *arguments, '--launcher', 'pytorch'], *paths)
+    """Runs a tool in several processes, or in one; see `run`."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    common = dict(
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+    )
+    environments = [dict(common, RANK=str(i), LOCAL_RANK=str(i)) for i in range(processes)]
+    if processes == 1:
+        done = run_forked(tool, arguments, paths=paths)
+    else:
+        done = run_forked(tool, [*arguments, '--launcher', 'pytorch'], environments, paths)
+    assert done.returncode == 0, done.stderr[-30000:]
 
 
-def main(tool, processes, *arguments):
+@functools.cache
+def server():
+    """The program of this file, which ends with the process that started it."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve())],
+        cwd=REPO,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start(request, environment):
+    """A forked process that runs the tool; its id."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        # At the end of the file, whatever the others have written.
+        for name, descriptor in (('out', 1), ('err', 2)):
+            path = os.path.join(request['folder'], name)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.environ.update(environment)
+        path = REPO / 'tools' / f'{request["tool"]}.py'
+        sys.path[:0] = [str(path.parent), *request['paths']]
+        sys.argv = [str(path), *request['arguments']]
+        runpy.run_path(str(path), run_name='__main__')
+        status = 0
+    except SystemExit as stop:
+        # As the interpreter does: a tool has said why, and a traceback would say it again.
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_all(request):
+    """The exit status of a request."""
+    for name in ('out', 'err'):
+        Path(request['folder'], name).touch()
+    children = [start(request, environment) for environment in request['environments']]
+    status = 0
+    # Not by the clock, which goes on where all of this is suspended.
+    for _ in range(100 * PATIENCE):
+        child, ended = os.waitpid(-1, os.WNOHANG)
+        if child:
+            children.remove(child)
+            status = os.waitstatus_to_exitcode(ended)
+        if status or not children:
+            break
+        time.sleep(0.01)
+    else:
+        with open(Path(request['folder'], 'err'), 'a') as file:
+            file.write(f'killed after {PATIENCE} seconds\n')
+        status = 1
+    for other in children:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    return status
+
+
+def main():
     import mmdet.datasets
     import mmdet.evaluation
     import mmdet.visualization  # noqa: F401
+    import mmengine.config.config as config
 
     import ddetr_plugin.engine
     import ddetr_plugin.models  # noqa: F401
 
-    spec = importlib.util.spec_from_file_location(tool, REPO / 'tools' / f'{tool}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(int(processes)):
-        child = os.fork()
-        if not child:
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=processes,
-                LOCAL_WORLD_SIZE=processes,
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(port),
-            )
-            status = 1
-            try:
-                module.main(list(arguments))
-                status = 0
-            except SystemExit as stop:
-                # As the interpreter does: a tool has said why, and a traceback would say it again.
-                status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    while children:
-        child, status = os.wait()
-        children.remove(child)
-        if status:
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-            sys.exit(1)
+    # Else a short training spends much of its time on the looks of its config.
+    config.FormatCode = lambda text, **style: (text, True)
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(run_all(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == '__main__':
@@ -103,4 +182,4 @@ if __name__ == '__main__':
     sys.path.remove(str(Path(__file__).resolve().parent))
     import ddetr_plugin  # noqa: F401  before mmdet
 
-    main(*sys.argv[1:])
+    main()
