@@ -19,7 +19,6 @@ from ddetr_plugin.engine.first_bad import first_bad_output
 from ddetr_plugin.engine.random_state import capture_random_state
 from ddetr_plugin.models.assigner import NotFiniteError
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
 HOOK = dict(type='ddetr_plugin.BadNumberHook')
 
 

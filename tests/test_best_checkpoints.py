@@ -11,8 +11,6 @@ from test_checkpoint_files import KilledError, names, runner_of
 
 from ddetr_plugin.engine import CheckpointError
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
-
 
 def fail(runner, errors):
     """Raise these errors instead of calls of the runner's `save_checkpoint`, counted from 1."""

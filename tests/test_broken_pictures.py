@@ -17,8 +17,6 @@ from ddetr_plugin.datasets import BrokenPictureError, LoadImageChecked
 from ddetr_plugin.datasets.load_checked import missing_end
 from ddetr_plugin.registry import DATASETS
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
-
 
 @pytest.fixture
 def pictures(tiny_coco, tmp_path):

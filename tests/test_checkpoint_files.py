@@ -20,8 +20,6 @@ from ddetr_plugin.engine import CheckpointError
 from ddetr_plugin.engine.durable_files import PARTIAL, what_is_broken, write_text
 from ddetr_plugin.engine.resumption import resume_path
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
-
 
 @contextmanager
 def full_disk():

@@ -101,7 +101,7 @@ def coded(sample):
     return whole
 
 
-def test_a_training_learns_the_maps_of_things_and_stuff(tiny_job, tmp_path, plain_configs):
+def test_a_training_learns_the_maps_of_things_and_stuff(tiny_job, tmp_path):
     """One scene, 180 steps, from the command line; without validation it needs no panopticapi."""
     file = write_scenes(tmp_path / 'data', [make_scene(0)])
     loop = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=180)
@@ -139,9 +139,7 @@ def test_a_training_learns_the_maps_of_things_and_stuff(tiny_job, tmp_path, plai
     assert np.median(predicted[:8]) == SKY
 
 
-def test_the_tools_validate_save_the_best_and_test_by_panoptic_quality(
-    tiny_job, tmp_path, plain_configs
-):
+def test_the_tools_validate_save_the_best_and_test_by_panoptic_quality(tiny_job, tmp_path):
     pytest.importorskip('panopticapi', reason='panopticapi is not installed')
     file = write_scenes(tmp_path / 'data', [make_scene(seed, crowd=True) for seed in range(3)])
     path = panoptic_job(tiny_job, file, log_level='INFO', **{'train_cfg.max_epochs': 1})
@@ -172,7 +170,7 @@ def no_panopticapi(monkeypatch):
 
 
 def test_without_panopticapi_the_tools_say_at_once_how_to_install_it(
-    no_panopticapi, tiny_job, tmp_path, capsys, plain_configs
+    no_panopticapi, tiny_job, tmp_path, capsys
 ):
     file = write_scenes(tmp_path / 'data', [make_scene(0)])
     path = panoptic_job(tiny_job, file)

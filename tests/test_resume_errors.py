@@ -4,8 +4,6 @@ import pytest
 import torch
 from test_tools import tool
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
-
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_one_message(tiny_job, tmp_path, capsys):
     train = tool('train')

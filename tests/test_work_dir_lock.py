@@ -18,8 +18,6 @@ from ddetr_plugin.engine import AtomicCheckpointHook, WorkDirInUseError
 from ddetr_plugin.engine.durable_files import PARTIAL
 from ddetr_plugin.engine.work_dir_lock import LOCK, lock_work_dir
 
-pytestmark = pytest.mark.usefixtures('plain_configs')
-
 
 @contextmanager
 def another_process(folder):
