@@ -5,7 +5,8 @@
 Trains the demo's model (validations and checkpoints included) on its scenes resized to many sizes,
 until the minutes are over; then detects objects on pictures of a thousand random sizes. In between
 it reads the memory of this process and of its data workers, without the freed blocks that the C
-library keeps, whose number goes up and down by a hundred MiB. A training counts from its first
+library keeps, whose number goes up and down by a hundred MiB, and without files such as libraries,
+of which each program that uses them counts a share. A training counts from its first
 validation on, whose data workers stay. The first quarter of each part is for warming up; after it,
 memory may grow by no more than ALLOWED_MIB, from the median of the second quarter to the median of
 the last. Exit status 1 if it grows by more. Linux only.
@@ -41,12 +42,12 @@ LEAST_SAMPLES = 8
 
 
 def resident_mib():
-    """Memory of this process and its children in MiB; what they share counts once.
+    """Memory of this process and its children in MiB, files left out; what they share counts once.
 
     Blocks that this process has freed are given back first.
 
     Raises:
-        OSError: this is no Linux.
+        OSError: this is no Linux, or an old one.
     """
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # of glibc alone
     if trim is not None:
@@ -61,7 +62,10 @@ def resident_mib():
             if pid == own:
                 raise
             continue
-        total += next(int(line.split()[1]) for line in text.splitlines() if line[:4] == 'Pss:')
+        sizes = {name: words[0] for name, *words in map(str.split, text.splitlines()[1:])}
+        if 'Pss_Anon:' not in sizes:
+            raise OSError('Linux 5.4 or newer is needed')
+        total += sum(int(sizes[name]) for name in ('Pss_Anon:', 'Pss_Shmem:'))
     return total / 1024
 
 
