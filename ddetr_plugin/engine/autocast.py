@@ -37,7 +37,8 @@ class AutocastOptimWrapper(OptimWrapper):
             raise ValueError(f'dtype must be one of {sorted(DTYPES)}, got {dtype!r}')
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
         self.cast_dtype = DTYPES[dtype]
-        device = optimizer.param_groups[0]['params'][0].device.type
+        parameters = (x for group in optimizer.param_groups for x in group['params'])
+        device = next(parameters).device.type
         self.loss_scaler = torch.amp.GradScaler(device, enabled=dtype == 'float16')
 
     @contextmanager

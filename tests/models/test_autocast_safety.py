@@ -133,4 +133,4 @@ def test_a_short_training_under_autocast_follows_that_in_float32():
         low = losses_of_a_short_training(
             dict(type='ddetr_plugin.AutocastOptimWrapper', dtype=dtype)
         )
-        torch.testing.assert_close(low, exact, rtol=0.05, atol=0, msg=dtype)
+        torch.testing.assert_close(low, exact, rtol=0.05, atol=0)
