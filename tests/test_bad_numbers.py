@@ -244,11 +244,38 @@ def test_an_overflow_leaves_the_gradients_of_earlier_iterations_alone(tiny_job):
     class Look(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             gradient = runner.model.bbox_head.cls_branches[0].weight.grad
-            norms.append(gradient.norm().item())
+            # The last of the four makes the step.
+            if batch_idx < 3:
+                norms.append(gradient.norm().item())
 
     runner.register_hook(Look())
     runner.train()
-    assert norms[0] > 0 and norms == [norms[0]] * 4
+    assert norms[0] > 0 and norms == [norms[0]] * 3
+
+
+def test_an_iteration_that_is_left_out_makes_no_other_one_late(tiny_job):
+    """Two iterations make a step; the second, which would take it, overflows."""
+
+    def overflow_once(model):
+        ffn = model.encoder.layers[0].ffn
+
+        def overflow(module, arguments, output):
+            if torch.is_autocast_enabled('cpu'):
+                handle.remove()
+                return output * math.inf
+            return output
+
+        handle = ffn.register_forward_hook(overflow)
+
+    runner = scaled_runner(tiny_job, overflow_once, 1, accumulative_counts=2)
+    runner.optim_wrapper.optim_context = lambda model: torch.autocast('cpu', torch.bfloat16)
+    runner.optim_wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=1.0)
+    runner.register_hook(BadNumberHook())
+    steps = []
+    runner.optim_wrapper.optimizer.register_step_post_hook(lambda *_: steps.append(runner.iter))
+    runner.train()
+    assert steps == [1, 3]
+    assert all(x.grad is None for x in runner.model.parameters())
 
 
 def test_where_the_batch_cannot_be_saved_the_tensor_is_named_all_the_same(tiny_job, tmp_path):

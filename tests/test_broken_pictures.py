@@ -1,5 +1,6 @@
 """Broken pictures are skipped in training and counted, and stop everything else."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,31 @@ def test_a_training_skips_each_broken_picture_and_lists_all(tiny_job, pictures, 
         assert reason in listed
     saved = torch.load(tmp_path / 'work' / 'epoch_2.pth')['message_hub']['runtime_info']
     assert len(saved['broken_pictures']) == 4
+
+
+def test_names_of_files_need_not_be_text(tiny_job, pictures, tmp_path):
+    config = job(tiny_job, pictures, max_broken=1)
+    runner = Runner.from_cfg(config)
+    runner.train_loop.dataloader.dataset.pipeline.transforms[0].ledger.add(
+        os.fsdecode(b'/data/caf\xe9.jpg'), 'it is empty'
+    )
+    runner.train()
+    assert 'caf\\udce9.jpg: it is empty' in (tmp_path / 'work/broken_pictures.txt').read_text()
+
+
+@pytest.mark.parametrize('interval', [3, 8])
+def test_checkpoints_of_iterations_hold_the_broken_pictures_met_so_far(
+    tiny_job, pictures, tmp_path, interval
+):
+    config = job(tiny_job, pictures, max_broken=2)
+    spoil(pictures, 1, 2)
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=8, val_interval=100)
+    config.default_hooks.checkpoint.update(by_epoch=False, interval=interval)
+    Runner.from_cfg(config).train()
+    saved = torch.load(tmp_path / f'work/iter_{interval}.pth')['message_hub']['runtime_info']
+    assert saved['broken_pictures']
+    if interval == 8:
+        assert len(saved['broken_pictures']) == 2
 
 
 def test_one_broken_picture_too_many_stops_with_all_of_them(tiny_job, pictures):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from check_dataset import Split, is_scored
-from forked import run_forked
+from forked import environment, run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr_plugin.engine.work_dir_lock import LOCK
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(tool, *args):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    # As the forked ones: what they leave is compared.
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from forked import run, run_tool
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import export
-from ddetr_plugin.engine import ShardingStrategy
+from ddetr_plugin.engine import AutocastOptimWrapper, ShardingStrategy
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -246,3 +246,15 @@ def test_a_sharded_training_of_one_process_is_refused(tmp_path):
     strategy = ShardingStrategy(work_dir=str(tmp_path))
     with pytest.raises(ValueError, match='start it with torchrun'):
         strategy.prepare(torch.nn.Linear(2, 2))
+
+
+def test_a_sharded_training_with_scaled_gradients_is_refused(tmp_path, monkeypatch):
+    """After an overflow in one process, each would have another scale."""
+    build = 'mmengine._strategy.FSDPStrategy.build_optim_wrapper'
+    monkeypatch.setattr(build, lambda strategy, wrapper, model: wrapper)
+    strategy = ShardingStrategy(work_dir=str(tmp_path))
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=1.0)
+    wrapper = AutocastOptimWrapper(optimizer, dtype='bfloat16')
+    assert strategy.build_optim_wrapper(wrapper) is wrapper
+    with pytest.raises(ValueError, match="dtype='bfloat16'"):
+        strategy.build_optim_wrapper(AutocastOptimWrapper(optimizer, dtype='float16'))

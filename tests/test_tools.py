@@ -112,6 +112,14 @@ def test_amp_keeps_the_other_settings_of_the_optim_wrapper(train, tiny_job):
     assert after == before
 
 
+def test_amp_of_a_sharded_training_is_bfloat16_also_on_a_gpu(train, tiny_job, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    config = Config.fromfile(tiny_job())
+    config.strategy = dict(type='ddetr_plugin.ShardingStrategy')
+    launch.enable_amp(config)
+    assert config.optim_wrapper.type == 'ddetr_plugin.AutocastOptimWrapper'
+
+
 def test_amp_does_not_replace_an_optim_wrapper_of_another_kind(train, tiny_job):
     config = tiny_job(optim_wrapper=dict(type='ApexOptimWrapper'))
     with pytest.raises(ValueError, match='ApexOptimWrapper'):

@@ -30,6 +30,7 @@ from ddetr_plugin.data_checks import (
     check_split,
     check_splits,
     config_scales,
+    has_checked_data,
     is_scored,
     print_findings,
     read_annotations,
@@ -157,6 +158,8 @@ def main(arguments=None):
         parser.exit(2, f'error: {error}\n')
     if print_findings(findings):
         sys.exit(1)
+    if not args.folder and not has_checked_data(config):
+        parser.exit(2, f'error: nothing was checked: {args.config} names no data to look into\n')
     print('nothing stands in the way of a training')
 
 

@@ -77,10 +77,15 @@ def name_results(pictures, out):
         # Its own suffix where that can be drawn to, so that a.jpg and a.png stay apart.
         drawable = name.suffix.lower() in ('.jpg', '.jpeg', '.png')
         named.append((path, name, out / name if drawable else out / f'{name}.png'))
-    sources = {path.resolve() for path in pictures}
-    for _, _, target in named:
-        if target.resolve() in sources:
+    taken = {path.resolve(): path for path in pictures}
+    for path, _, target in named:
+        other = taken.setdefault(target.resolve(), path)
+        if other in pictures and other.resolve() == target.resolve():
             raise ValueError(f'{target} would be overwritten; name another folder with --out')
+        if other != path:
+            raise ValueError(
+                f'{other} and {path} would both be drawn to {target}; predict one of them alone'
+            )
     return named
 
 
@@ -164,7 +169,7 @@ def category_ids(config, classes):
         classes: names, in the order of the model.
     """
     for split in ('test', 'val', 'train'):
-        dataset = config.get(f'{split}_dataloader', {}).get('dataset', {})
+        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
         file = dataset.get('ann_file')
         if not file:
             continue

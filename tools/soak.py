@@ -13,6 +13,7 @@ the last. Exit status 1 if it grows by more. Linux only.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -72,8 +73,10 @@ def resident_mib():
 def _descendants(pid):
     found = []
     for file in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in file.read_text().split():
-            found += [int(child), *_descendants(int(child))]
+        # A thread, or a data worker, may just have ended.
+        with contextlib.suppress(OSError):
+            for child in file.read_text().split():
+                found += [int(child), *_descendants(int(child))]
     return found
 
 

@@ -1,7 +1,7 @@
 """Data sets in COCO format, checked before a training: what does not fit, and what to do."""
 
 from ddetr_plugin.data_checks.annotations import check_annotations
-from ddetr_plugin.data_checks.configs import check_config, config_scales
+from ddetr_plugin.data_checks.configs import check_config, config_scales, has_checked_data
 from ddetr_plugin.data_checks.entries import is_scored
 from ddetr_plugin.data_checks.findings import (
     SHOWN,
@@ -26,6 +26,7 @@ __all__ = [
     'check_splits',
     'config_scales',
     'find_missing',
+    'has_checked_data',
     'has_errors',
     'is_scored',
     'print_findings',

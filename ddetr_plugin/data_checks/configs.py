@@ -14,14 +14,17 @@ from ddetr_plugin.data_checks.splits import (
 )
 from ddetr_plugin.engine.foreign_checkpoints import class_names
 
-__all__ = ['check_config', 'config_scales']
+__all__ = ['check_config', 'config_scales', 'has_checked_data']
+
+CHECKED_LOADERS = ('train_dataloader', 'val_dataloader')
 
 
 def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
     """All findings of the training and validation data that a config names.
 
     Datasets that read COCO format by mmdet's CocoDataset or CocoPanopticDataset are looked at,
-    wrapped ones too; others, and files that are not on a local disk, are left alone.
+    wrapped ones too; of others, and of files that are not on a local disk, a note says that they
+    are not.
 
     Args:
         config: with `train_dataloader` and, maybe, `val_dataloader` and `model`.
@@ -32,7 +35,9 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
     scales = config_scales(config) if decode else []
     model = config.get('model') or {}
     for name in splits:
-        for dataset, classes, panoptic in _coco_datasets(config.get(f'{name}_dataloader')):
+        loader = config.get(f'{name}_dataloader')
+        findings += map(_not_checked, _other_datasets(loader))
+        for dataset, classes, panoptic in _coco_datasets(loader):
             ann_file = Path(_join(dataset, dataset['ann_file']))
             prefixes = dataset.get('data_prefix') or {}
             folder = Path(_join(dataset, prefixes.get('img') or ''))
@@ -68,6 +73,11 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
     return list(dict.fromkeys(findings))
 
 
+def has_checked_data(config: Mapping) -> bool:
+    """Whether `check_config` looks at any of the data that a config names."""
+    return any(True for name in CHECKED_LOADERS for _ in _coco_datasets(config.get(name)))
+
+
 def config_scales(config: Mapping) -> list[tuple[int, int]]:
     """The (width, height) pairs that a config's pipelines resize pictures to."""
     scales: list = []
@@ -100,9 +110,21 @@ def _coco_datasets(
 
     Each with its class names, and whether its format is the panoptic one.
     """
-    from mmdet.datasets import CocoDataset, CocoPanopticDataset
-    from mmdet.registry import DATASETS
+    from mmdet.datasets import CocoPanopticDataset
 
+    for dataset in filter(_is_checked, _base_datasets(loader)):
+        kind = _type_of(dataset)
+        classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
+        yield dataset, class_names(classes), _reads_as(kind, CocoPanopticDataset)
+
+
+def _other_datasets(loader: Mapping | None) -> Iterator[Mapping]:
+    """The configs of datasets that are not looked at."""
+    return (dataset for dataset in _base_datasets(loader) if not _is_checked(dataset))
+
+
+def _base_datasets(loader: Mapping | None) -> Iterator[Mapping]:
+    """The configs of datasets inside wrappers."""
     waiting = [(loader or {}).get('dataset')]
     while waiting:
         dataset = waiting.pop(0)
@@ -110,13 +132,24 @@ def _coco_datasets(
             continue
         if 'dataset' in dataset or 'datasets' in dataset:
             waiting += [dataset.get('dataset'), *(dataset.get('datasets') or ())]
-            continue
-        kind = dataset['type']
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        panoptic = _reads_as(kind, CocoPanopticDataset)
-        if (panoptic or _reads_as(kind, CocoDataset)) and _is_local(dataset):
-            classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
-            yield dataset, class_names(classes), panoptic
+        else:
+            yield dataset
+
+
+def _type_of(dataset: Mapping) -> type | None:
+    from mmdet.registry import DATASETS
+
+    kind = dataset['type']
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
+
+
+def _is_checked(dataset: Mapping) -> bool:
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
+
+    kind = _type_of(dataset)
+    return _is_local(dataset) and any(
+        _reads_as(kind, coco) for coco in (CocoDataset, CocoPanopticDataset)
+    )
 
 
 def _reads_as(kind, coco: type) -> bool:
@@ -132,13 +165,26 @@ def _reads_as(kind, coco: type) -> bool:
 
 def _is_local(dataset: Mapping) -> bool:
     paths = (dataset.get('ann_file') or '://', dataset.get('data_root') or '')
-    return not dataset.get('backend_args') and not any('://' in str(path) for path in paths)
+    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
+    return backend in ('local', 'disk') and not any('://' in str(path) for path in paths)
 
 
 def _join(dataset: Mapping, path: str) -> str:
     """A path of a dataset's config, as mmengine's BaseDataset understands it."""
     root = dataset.get('data_root') or ''
     return path if not root or Path(path).is_absolute() else str(Path(root) / path)
+
+
+def _not_checked(dataset: Mapping) -> Finding:
+    return Finding(
+        'note',
+        'data sets that are not looked into',
+        str(_join(dataset, str(dataset.get('ann_file') or ''))),
+        None,
+        None,
+        f'{dataset["type"]}: only local files that CocoDataset or CocoPanopticDataset reads are',
+        'nothing, or check it by other means',
+    )
 
 
 def _unreadable(ann_file: Path, error: Exception) -> Finding:

@@ -19,8 +19,7 @@ class AutocastOptimWrapper(OptimWrapper):
     mmengine's AmpOptimWrapper refuses to run without a GPU. bfloat16 has the exponent range of
     float32. float16 has not: its gradients are computed of a scaled loss, and divided by the scale
     before they are clipped and used; a step whose gradients overflow is left out and halves the
-    scale, which checkpoints hold. (With FSDP's shards, mmengine's AmpOptimWrapper has a scale that
-    all processes share: ``use_fsdp=True``.)
+    scale, which checkpoints hold. Shards of parameters (FSDP) must be trained in bfloat16.
 
     Args:
         optimizer: the torch optimizer.

@@ -193,8 +193,22 @@ class BadNumberHook(Hook):
                     logger='current',
                     level=logging.WARNING,
                 )
+                if not stepped:
+                    self._count_iteration(runner.optim_wrapper)
                 return {}
         raise self._report(runner, complaint)
+
+    @staticmethod
+    def _count_iteration(wrapper: OptimWrapper) -> None:
+        """Count an iteration without a backward pass, and end the step that it belongs to.
+
+        Else all steps to come would be one iteration late, where several iterations make one.
+        """
+        wrapper._inner_count += 1
+        groups = wrapper.optimizer.param_groups
+        if wrapper.should_update() and any(x.grad is not None for g in groups for x in g['params']):
+            wrapper.step()
+            wrapper.zero_grad()
 
     def _restore_statistics(self) -> None:
         if self._statistics:
@@ -252,8 +266,8 @@ class BadNumberHook(Hook):
                 random_state=self._random_state,
                 losses={k: v.detach().cpu() for k, v in losses.items()},
             )
-        # torch reports a full disk as a RuntimeError.
-        except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError; what else goes wrong hides no bad number.
+        except Exception as error:
             saved = f'{report} They could not be saved in {folder}: {error}'
         return NotFiniteError(saved)
 

@@ -45,9 +45,9 @@ class BrokenPictureHook(Hook):
 
     In training it needs `LoadImageChecked` in the pipeline, which skips and counts for one process
     and its data workers. At the end of every epoch, or every `interval` iterations of an
-    iteration-based loop, this hook adds up all processes, writes the list to
-    ``<work_dir>/broken_pictures.txt`` and stops the training if it is longer than `max_broken`.
-    Checkpoints hold the list, and a resumed run goes on counting.
+    iteration-based loop, and before checkpoints, this hook adds up all processes, writes the list
+    to ``<work_dir>/broken_pictures.txt`` and stops the training if it is longer than `max_broken`.
+    Checkpoints that AtomicCheckpointHook writes hold the list, and a resumed run goes on counting.
 
     In validation and tests, LoadImageFromFile is checked in the same way, but the first broken
     picture stops: without it, or with what a decoder makes of it, AP would be another number.
@@ -79,6 +79,10 @@ class BrokenPictureHook(Hook):
     def after_train_epoch(self, runner) -> None:
         self._add_up(runner)
 
+    def before_all_save_checkpoint(self, runner) -> None:
+        """Give the checkpoint the list as it is now."""
+        self._add_up(runner)
+
     def before_val(self, runner) -> None:
         self._check_all(runner.val_dataloader.dataset)
 
@@ -107,8 +111,9 @@ class BrokenPictureHook(Hook):
         if broken and is_main_process():
             # On a full disk the checkpoints and the log still have the list.
             with suppress(OSError):
+                # Names of files are bytes, which need not be text.
                 Path(runner.work_dir, 'broken_pictures.txt').write_text(
-                    list_pictures(broken)[1:] + '\n'
+                    list_pictures(broken)[1:] + '\n', encoding='utf-8', errors='backslashreplace'
                 )
         most = max(loader.max_broken for loader in loaders)
         if len(broken) > most:

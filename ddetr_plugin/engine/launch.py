@@ -153,6 +153,8 @@ def load_config(path, overrides=None, work_dir=None, launcher='none'):
 def enable_amp(config):
     """Turn on mixed precision: scaled float16 on CUDA, bfloat16 autocast elsewhere.
 
+    Shards of parameters (FSDP) are trained in bfloat16, too.
+
     Raises:
         ValueError: the config's optim_wrapper is of a kind that cannot be exchanged.
     """
@@ -165,7 +167,7 @@ def enable_amp(config):
             f'--amp replaces an optim_wrapper of type OptimWrapper, but the config has {kind!r}; '
             'set up mixed precision in the config instead'
         )
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and 'strategy' not in config:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.loss_scale = 'dynamic'
     else:

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
+from ddetr_plugin.engine.bad_numbers import scaled
 from ddetr_plugin.engine.checkpoint_hook import AtomicCheckpointHook
 from ddetr_plugin.registry import RUNNERS, STRATEGIES
 
@@ -58,10 +59,11 @@ class ShardingStrategy(FSDPStrategy):
 
     mmengine clips by the norm of the part that a process holds, with another factor in each. Its
     arguments are those of mmengine's strategy. With ``state_dict_cfg='full'`` checkpoints are
-    those of an unsharded training: any Runner loads them.
+    those of an unsharded training: any Runner loads them. Mixed precision is bfloat16's.
 
     Raises:
-        ValueError: there are no processes among which to share.
+        ValueError: there are no processes among which to share; or gradients are scaled, as in
+            float16: after an overflow in one process, each would have another scale.
     """
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
@@ -81,6 +83,11 @@ class ShardingStrategy(FSDPStrategy):
 
     def build_optim_wrapper(self, optim_wrapper, model=None) -> OptimWrapper:
         wrapper = super().build_optim_wrapper(optim_wrapper, model)
+        if scaled(wrapper):
+            raise ValueError(
+                f'a sharded training cannot scale gradients, as {type(wrapper).__name__} does in '
+                "float16; use dict(type='ddetr_plugin.AutocastOptimWrapper', dtype='bfloat16', ...)"
+            )
         if getattr(wrapper, 'clip_func', None) is nn.utils.clip_grad_norm_:
 
             def clip_grad_norm(parameters, max_norm, norm_type=2.0):

@@ -2,13 +2,17 @@
 
 As a program it imports everything once, then reads JSON lines. For each ``{"tool": NAME,
 "arguments": [...], "environments": [{...}, ...], "paths": [...], "folder": DIR}`` it forks a
-process per environment that runs tools/NAME.py, writing to DIR/out and DIR/err, and prints the exit
-status, the first that is not 0. If one fails, the others are not waited for.
+process per environment that runs tools/NAME.py, writing to DIR/out and DIR/err, and prints DIR and
+the exit status, the first that is not 0. If one fails, the others are not waited for.
+
+Two things are not as in a Python of their own: what the tool imports is there already, and nothing
+runs at exit. `run` starts one.
 """
 
 import functools
 import json
 import os
+import random
 import runpy
 import signal
 import socket
@@ -19,6 +23,9 @@ import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 # Processes that wait for each other in vain would do so for half an hour.
@@ -64,13 +71,20 @@ def run_forked(tool, arguments, environments=({},), paths=()):
         request = dict(
             tool=tool,
             arguments=[*map(str, arguments)],
-            environments=environments,
+            environments=[{**environment(), **own} for own in environments],
             paths=[*map(str, paths)],
             folder=folder,
         )
         program = server()
         print(json.dumps(request), file=program.stdin, flush=True)
-        status = json.loads(program.stdout.readline())
+        # A request may have been interrupted before its answer was read.
+        for line in program.stdout:
+            answered, status = json.loads(line)
+            if answered == folder:
+                break
+        else:
+            server.cache_clear()
+            raise RuntimeError(f'{__file__} ended with status {program.wait()}')
         return Done(status, *((Path(folder) / name).read_text() for name in ('out', 'err')))
 
 
@@ -116,7 +130,12 @@ def start(request, environment):
         for name, descriptor in (('out', 1), ('err', 2)):
             path = os.path.join(request['folder'], name)
             os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.environ.clear()
         os.environ.update(environment)
+        # Else all would draw what the first one draws.
+        random.seed()
+        np.random.seed()
+        torch.seed()
         path = REPO / 'tools' / f'{request["tool"]}.py'
         sys.path[:0] = [str(path.parent), *request['paths']]
         sys.argv = [str(path), *request['arguments']]
@@ -174,7 +193,8 @@ def main():
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     for line in sys.stdin:
-        print(json.dumps(run_all(json.loads(line))), file=answers, flush=True)
+        request = json.loads(line)
+        print(json.dumps([request['folder'], run_all(request)]), file=answers, flush=True)
 
 
 if __name__ == '__main__':
