@@ -73,6 +73,26 @@ def test_a_tool_is_run_with_them_and_with_its_own_arguments(tmp_path, monkeypatc
         float16_products.main()
 
 
+@pytest.mark.parametrize(
+    ('found', 'message'),
+    [
+        (dict(float32=0.6, bfloat16=0.61, float16=0.59), None),
+        (dict(float32=0.6, bfloat16=0.61, float16=0.57), 'changes mAP by more than 0.02'),
+        (dict(float32=0.0, bfloat16=0.0, float16=0.0), 'too low to tell'),
+    ],
+)
+def test_the_exit_status_says_what_came_out(monkeypatch, found, message):
+    def train(name, work_dir, iters):
+        return dict(bbox_mAP=found[name], train_seconds=1.0)
+
+    monkeypatch.setattr(amp_accuracy, 'train', train)
+    if message is None:
+        amp_accuracy.main([])
+        return
+    with pytest.raises(SystemExit, match=message):
+        amp_accuracy.main([])
+
+
 def test_trainings_that_fail_end_the_comparison(monkeypatch, tmp_path):
     monkeypatch.setattr(amp_accuracy, 'TOOLS', tmp_path)  # without demo.py
     with pytest.raises(SystemExit) as stopped:

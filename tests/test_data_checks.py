@@ -207,6 +207,31 @@ def test_training_stops_at_once_on_data_that_would_spoil_it(
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(
+    ('changed', 'seen'),
+    [
+        (lambda data: dict(data, backend_args=dict(backend='local')), True),
+        (lambda data: dict(data, backend_args=dict(backend='petrel')), False),
+        (lambda data: dict(data, type='VOCDataset'), False),
+        (lambda data: dict(type='RepeatDataset', times=2, dataset=dict(data, type='VOCDataset')),
+         False),
+    ],
+    ids=['local', 'elsewhere', 'another format', 'wrapped'],
+)  # fmt: skip
+def test_what_is_not_looked_into_is_named(job, tmp_path, capsys, changed, seen):
+    config = Config.fromfile(job(lambda c: c['images'][0].update(file_name='gone.png')))
+    config.train_dataloader.dataset = changed(config.train_dataloader.dataset.to_dict())
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    found = {(f.level, f.kind) for f in check_config(config)}
+    assert (('error', 'missing pictures') in found) == seen
+    assert (('note', 'data sets that are not looked into') in found) == (not seen)
+    config.dump(tmp_path / 'changed.py')
+    with pytest.raises(SystemExit) as stopped:
+        check_dataset.main(['--config', str(tmp_path / 'changed.py')])
+    assert stopped.value.code == (1 if seen else 2)
+    assert 'nothing stands in the way' not in capsys.readouterr().out
+
+
 def test_the_check_can_be_skipped(job, tmp_path):
     config = job(
         lambda c: c['annotations'][0].update(category_id=9),
@@ -282,7 +307,7 @@ def test_wrapped_datasets_are_checked_and_others_left_alone(job):
     for other in (
         dict(type='LVISV1Dataset'),
         dict(ann_file='s3://x.json'),
-        dict(backend_args={1: 2}),
+        dict(backend_args=dict(backend='petrel')),
     ):
         config.train_dataloader.dataset = dict(inner, **other)
         assert wrong not in kinds(check_config(config))

@@ -149,6 +149,22 @@ def test_pictures_of_the_same_name_stay_apart(run, tmp_path):
     assert drawn == ['a/x.png', 'b/x.bmp.png', 'b/x.jpg', 'b/x.png']
 
 
+def test_two_pictures_that_would_be_drawn_to_one_file_are_refused(run, tmp_path):
+    for name in ('a.bmp', 'a.bmp.png'):
+        picture(tmp_path / 'pictures' / name)
+    said = run(tmp_path / 'pictures', tmp_path / 'out')
+    assert 'a.bmp and ' in said and 'would both be drawn to' in said
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_config_without_validation_predicts(run, job, tmp_path):
+    config = Config.fromfile(job[0])
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    config.test_dataloader.dataset.ann_file = 'gone.json'
+    config.dump(path := tmp_path / 'no_val.py')
+    assert run(picture(tmp_path / 'pictures' / 'a.png'), tmp_path / 'out', config=path) == 0
+
+
 def test_loading_leaves_the_config_as_it_was(job):
     config = Config.fromfile(job[0])
     before = config.pretty_text

@@ -86,11 +86,12 @@ class BadNumberHook(Hook):
     gradients are not clipped (``clip_grad``) and a loss was bad; checkpoints are, in any case.
 
     Under a gradient scaler (float16) an overflow is not an error: the scaler leaves out the step,
-    and so does this hook (in a run of one process) if already the forward pass overflows but is
-    finite in float32. Batch norms, whose running statistics would stay bad for ever, then get those
-    from before the step back. Only more than `max_overflows` such steps in a row stop the training:
-    no scale is small enough then, and nothing is learned any more. Overflows of the backward pass
-    are seen, and counted, where gradients are clipped.
+    and so does this hook if already the forward pass overflows but is finite in float32 (in a run
+    of several processes only if the matching did not meet it). Batch norms, whose running
+    statistics would stay bad for ever, then get those from before the step back. Only more than
+    `max_overflows` such steps in a row stop the training: no scale is small enough then, and
+    nothing is learned any more. Overflows of the backward pass are seen, and counted, where
+    gradients are clipped.
 
     Args:
         max_overflows: see above.
