@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
@@ -19,6 +19,8 @@ from ddetr_plugin.registry import MODELS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
 import predict
+
+from ddetr_plugin.apis import PredictionPipeline, detect, load_model
 
 
 @pytest.fixture
@@ -38,8 +40,9 @@ def job(tiny_job, tiny_coco, tmp_path):
 def run(job, monkeypatch):
     """Runs the tool and returns its exit status: 0, 1, or a message."""
 
-    def call(images, out, config=job[0], checkpoint=job[1]):
+    def call(images, out, *options, config=job[0], checkpoint=job[1]):
         arguments = ['predict.py', images, config, checkpoint, '--out', out, '--score-thr', 0]
+        arguments += options
         monkeypatch.setattr(sys, 'argv', [*map(str, arguments), '--device', 'cpu'])
         try:
             predict.main()
@@ -62,25 +65,6 @@ def file_names(out):
     return [image['file_name'] for image in content['images']]
 
 
-def test_pictures_in_memory_give_what_the_test_pipeline_gives_for_files(job, tmp_path):
-    config = Config.fromfile(job[0])
-    path = picture(tmp_path / 'a.png', 100, 90)
-    model, classes = predict.load_model(config, job[1], 'cpu')
-    assert classes == ['square', 'bar', 'post']
-    pipeline = predict.build_pipeline(config)
-    rows = predict.detect(model, pipeline, predict.read_picture(path), 0.0)
-    from_file = Compose(config.test_dataloader.dataset.pipeline)
-    data = pseudo_collate([from_file(dict(img_path=str(path), img_id=0, instances=[]))])
-    with torch.no_grad():
-        wanted = model.test_step(data)[0].pred_instances
-    size = torch.tensor([90.0, 100.0, 90.0, 100.0])
-    corners = wanted.bboxes.clamp(min=0).minimum(size)
-    expected = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
-    assert len(rows) == len(expected) > 0
-    torch.testing.assert_close(torch.tensor([box for box, _, _ in rows]), expected)
-    assert [label for _, label, _ in rows] == wanted.labels.tolist()
-
-
 def test_no_picture_ends_the_others_of_its_folder(run, tmp_path, capsys):
     folder = tmp_path / 'pictures'
     whole = picture(folder / 'whole.png')
@@ -95,15 +79,16 @@ def test_no_picture_ends_the_others_of_its_folder(run, tmp_path, capsys):
 
 
 def test_whatever_a_decoder_raises_ends_no_folder(run, tmp_path, monkeypatch):
-    """Pillow raises RuntimeError for a broken AVIF, whose name may end with .jpg."""
-    load = Image.Image.load
+    """Decoders raise what they like: Pillow's a RuntimeError for a broken AVIF."""
+    decode = mmcv.imfrombytes
 
-    def fail(file):
-        if file.size == (64, 50):
+    def fail(content, **options):
+        image = decode(content, **options)
+        if image.shape[:2] == (50, 64):
             raise RuntimeError('Failed to decode frame 0')
-        return load(file)
+        return image
 
-    monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', fail)
+    monkeypatch.setattr('mmcv.imfrombytes', fail)
     picture(tmp_path / 'pictures' / 'broken.png', 50)
     picture(tmp_path / 'pictures' / 'whole.png')
     assert run(tmp_path / 'pictures', tmp_path / 'out') == 1
@@ -119,16 +104,47 @@ def test_a_drawing_that_cannot_be_written_is_an_error(run, tmp_path):
 def test_a_picture_too_large_for_the_memory_does_not_end_the_others(run, tmp_path, monkeypatch):
     original = predict.detect
 
-    def detect(model, pipeline, picture, score_thr):
-        if len(picture) == 50:
+    def fail(model, pipeline, path, image_id):
+        if path.name == 'large.png':
             raise torch.OutOfMemoryError('tried to allocate 1 TiB')
-        return original(model, pipeline, picture, score_thr)
+        return original(model, pipeline, path, image_id)
 
-    monkeypatch.setattr(predict, 'detect', detect)
+    monkeypatch.setattr(predict, 'detect', fail)
     picture(tmp_path / 'pictures' / 'large.png', 50)
     picture(tmp_path / 'pictures' / 'whole.png')
     assert run(tmp_path / 'pictures', tmp_path / 'out') == 1
     assert file_names(tmp_path / 'out') == ['whole.png']
+
+
+def annotations(out):
+    return json.loads((out / 'predictions.json').read_text())['annotations']
+
+
+def test_duplicates_are_left_out_only_where_it_is_asked_for(run, tmp_path):
+    path = picture(tmp_path / 'pictures' / 'a.png')
+    assert run(path, tmp_path / 'all') == 0
+    assert run(path, tmp_path / 'one', '--one-class-per-box') == 0
+    assert run(path, tmp_path / 'nms', '--nms', 0.3) == 0
+    everything = annotations(tmp_path / 'all')
+    boxes = {tuple(row['bbox']) for row in everything}
+    one = annotations(tmp_path / 'one')
+    assert len(everything) > len(one) == len({tuple(row['bbox']) for row in one}) == len(boxes)
+    assert 0 < len(annotations(tmp_path / 'nms')) < len(everything)
+
+
+def test_folders_below_are_predicted_on_request_and_else_named(run, tmp_path, capsys):
+    folder = tmp_path / 'pictures'
+    for name in ('a.png', 'below/b.png'):
+        picture(folder / name)
+    (folder / 'clip.mp4').touch()
+    assert run(folder, folder / 'out') == 0
+    assert file_names(folder / 'out') == ['a.png']
+    said = capsys.readouterr().out
+    assert 'left out: 1 .mp4 files: clip.mp4' in said
+    assert 'left out: 1 folders (--recursive looks into them): below' in said
+    # What the first run drew is no image of the second.
+    assert run(folder, folder / 'out', '--recursive') == 0
+    assert file_names(folder / 'out') == ['a.png', 'below/b.png']
 
 
 def test_originals_are_never_overwritten(run, tmp_path):
@@ -168,7 +184,7 @@ def test_a_config_without_validation_predicts(run, job, tmp_path):
 def test_loading_leaves_the_config_as_it_was(job):
     config = Config.fromfile(job[0])
     before = config.pretty_text
-    predict.load_model(config, job[1], 'cpu')
+    load_model(config, job[1], 'cpu')
     assert config.pretty_text == before
 
 
@@ -199,7 +215,7 @@ def test_the_json_is_an_annotation_file_with_the_ids_of_the_data_set(run, job, t
     dataset.ann_file = str(other)
     config.dump(str(tmp_path / 'gaps.py'))
     out = tmp_path / 'out'
-    assert run(picture(tmp_path / 'in' / 'a.png'), out, tmp_path / 'gaps.py') == 0
+    assert run(picture(tmp_path / 'in' / 'a.png'), out, config=tmp_path / 'gaps.py') == 0
     written = json.loads((out / 'predictions.json').read_text())
     ids = {c['name']: c['id'] for c in content['categories']}
     assert {c['name']: c['id'] for c in written['categories']} == ids
@@ -218,7 +234,7 @@ def test_an_output_that_is_a_file_and_a_config_without_pictures_are_refused(run,
     config = Config.fromfile(job[0])
     config.test_dataloader = None
     config.dump(str(tmp_path / 'no_pictures.py'))
-    assert 'no test_dataloader' in run(source, tmp_path / 'out', tmp_path / 'no_pictures.py')
+    assert 'no test_dataloader' in run(source, tmp_path / 'out', config=tmp_path / 'no_pictures.py')
 
 
 GRADIENT = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)
@@ -278,15 +294,19 @@ def test_pictures_of_every_kind_are_predicted(run, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['16 bit grey.png', '16 bit.png', '16 bit.tif', 'rgba.png'])
-def test_what_a_picture_shows_is_read(tmp_path, name):
+def test_what_a_picture_shows_is_read_and_drawn_on(job, tmp_path, name):
     KINDS[name](tmp_path / name)
-    read = predict.read_picture(tmp_path / name)
+    config = Config.fromfile(job[0])
+    pipeline = PredictionPipeline(config)
+    _, read = pipeline(tmp_path / name)
     if name == '16 bit grey.png':
         expected = np.stack(3 * (GRADIENT,), axis=-1)
     else:
         # cv2 writes and gives BGR, what Pillow writes is RGB.
         expected = colours()[..., ::-1] if name == 'rgba.png' else colours()
     assert np.array_equal(read, expected)
+    model, _ = load_model(config, job[1], 'cpu')
+    assert np.array_equal(detect(model, pipeline, tmp_path / name).drawable, expected)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(1, 5000), (5000, 1)])
@@ -299,4 +319,4 @@ def test_a_picture_too_thin_for_the_network_is_skipped_with_the_reason(
     assert run(folder, tmp_path / 'out') == 1
     assert file_names(tmp_path / 'out') == ['whole.png']
     line = next(line for line in capsys.readouterr().out.splitlines() if 'thin.png' in line)
-    assert f'{width} x {height} pixels' in line and 'skipped' in line
+    assert 'no width or height is left' in line and 'skipped' in line

@@ -19,14 +19,16 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import make_demo_data
 import numpy as np
-import predict
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.apis import PredictionPipeline, detect
 from ddetr_plugin.engine.launch import build_runner, load_config
 
 # isort: split
@@ -38,7 +40,7 @@ DEMO_DATA = Path('data/demo')
 # Some times what was measured without a leak; see the README.
 ALLOWED_MIB = 48
 SCALES = [(width, height) for width in (128, 160, 192, 224) for height in (128, 176, 208)]
-SIDES = (16, 640)  # of the pictures that are predicted, pixels
+SIDES = (16, 640)  # of the images that are predicted, pixels
 LEAST_SAMPLES = 8
 
 
@@ -152,16 +154,18 @@ def train(config, seconds, interval):
 
 
 def detect_many(model, pipeline, count):
-    """Detects on `count` pictures of noise, each of another size; returns readings of memory."""
+    """Detects on `count` images of noise, each of another size; returns readings of memory."""
     rng = np.random.default_rng(0)
     samples = []
     every = max(1, count // 100)
-    for number in range(1, count + 1):
-        height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)
-        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        predict.detect(model, pipeline, picture, score_thr=0.0)
-        if number % every == 0:
-            samples.append(resident_mib())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'noise.bmp')
+        for number in range(1, count + 1):
+            height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)
+            cv2.imwrite(str(path), rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            detect(model, pipeline, path)
+            if number % every == 0:
+                samples.append(resident_mib())
     return samples
 
 
@@ -196,7 +200,7 @@ def main(arguments=None):
         samples, runner = train(config, args.minutes * 60, args.interval)
         report['steps'] = runner.iter
         steady = judge('training', samples, report)
-        pipeline = predict.build_pipeline(config)
+        pipeline = PredictionPipeline(config)
         samples = detect_many(runner.model.eval(), pipeline, args.predictions)
         steady &= judge('predictions', samples, report)
     except ValueError as error:
