@@ -433,7 +433,7 @@ def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tm
         'predict.py', pictures, config, work_dir / 'iter_4.pth', '--out', out, '--score-thr', '0'
     )
     assert result.returncode == 1
-    assert 'broken.jpg: not a readable picture' in result.stdout
+    assert 'broken.jpg: not a readable image' in result.stdout
     content = json.loads((out / 'predictions.json').read_text())
     sizes = {i['file_name']: (i['width'], i['height']) for i in content['images']}
     assert sizes == {'grey.png': (60, 40), 'alpha.png': (70, 50)}
@@ -451,7 +451,7 @@ def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tm
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('nothing-here', 'CONFIG', 'CHECKPOINT'), 'is no picture'),
+        (('nothing-here', 'CONFIG', 'CHECKPOINT'), 'is no file, no folder'),
         (('PICTURE', 'CONFIG', 'gone.pth'), 'gone.pth does not exist'),
     ],
 )
