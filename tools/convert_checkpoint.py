@@ -19,11 +19,11 @@ from ddetr_plugin.engine.launch import add_config_overrides, load_config
 
 # isort: split
 from ddetr_plugin.checkpoints.classes import OFFICIAL_ROWS, coco_classes
-from ddetr_plugin.checkpoints.files import check_destination
 from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.rename import is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import named_classes
 from ddetr_plugin.checkpoints.verify import build_ours, verify
+from ddetr_plugin.checkpoints.writing import check_destination
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
 TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'hf')

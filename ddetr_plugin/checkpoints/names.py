@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.bits import by_new_name
+from ddetr_plugin.checkpoints.resnets import detectron2_resnet, transformers_resnet
 
 __all__ = [
     'DIALECTS',
@@ -90,7 +91,6 @@ BACKBONE = {
     'hf': 'model.backbone.conv_encoder.model',
     'detrex': 'backbone',
 }
-_MAX_BLOCKS = 36  # of a stage: ResNet-152
 
 
 class Layout(NamedTuple):
@@ -190,42 +190,8 @@ def module_names(dialect: str, layout: Layout) -> Names:
             aliases.update((prefix + other, ours) for ours, other in second)
 
     if dialect == 'detrex':
-        theirs.update(_detectron2_resnet())
+        theirs.update(detectron2_resnet())
     return Names(theirs, aliases, BACKBONE[dialect])
-
-
-def _resnet_modules() -> list[tuple[int, int, str]]:
-    """(stage, block, module) of the largest ResNet; torchvision's names, which ours are."""
-    parts = [f'{kind}{k}' for k in (1, 2, 3) for kind in ('conv', 'bn')]
-    parts += ['downsample.0', 'downsample.1']
-    return [(s, b, part) for s in (1, 2, 3, 4) for b in range(_MAX_BLOCKS) for part in parts]
-
-
-def _detectron2_resnet() -> dict[str, str]:
-    """Our names of a ResNet's modules to detectron2's."""
-    names = {'backbone.conv1': 'backbone.stem.conv1', 'backbone.bn1': 'backbone.stem.conv1.norm'}
-    for stage, block, part in _resnet_modules():
-        other = part.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
-        other = re.sub(r'^bn(\d)', r'conv\1.norm', other)
-        names[f'backbone.layer{stage}.{block}.{part}'] = f'backbone.res{stage + 1}.{block}.{other}'
-    return names
-
-
-def _transformers_resnet() -> dict[str, str]:
-    """Transformers' names of its own ResNet's modules to torchvision's, without prefixes."""
-    names = {
-        'embedder.embedder.convolution': 'conv1',
-        'embedder.embedder.normalization': 'bn1',
-    }
-    kinds = {'conv': 'convolution', 'bn': 'normalization'}
-    for stage, block, part in _resnet_modules():
-        place = f'encoder.stages.{stage - 1}.layers.{block}'
-        if part.startswith('downsample'):
-            other = f'shortcut.{"convolution" if part.endswith("0") else "normalization"}'
-        else:
-            other = f'layer.{int(part[-1]) - 1}.{kinds[part[:-1]]}'
-        names[f'{place}.{other}'] = f'layer{stage}.{block}.{part}'
-    return names
 
 
 def translate(name: str, modules: Mapping[str, str]) -> str | None:
@@ -259,7 +225,7 @@ def with_common_names(state: Mapping[str, Tensor], dialect: str) -> dict[str, Te
     """
     renamed = []
     prefix = BACKBONE['hf'] + '.'
-    native = _transformers_resnet() if dialect == 'hf' else {}
+    native = transformers_resnet() if dialect == 'hf' else {}
     for old, tensor in state.items():
         name = old
         for pattern, replacement in _RENAMED.get(dialect, ()):
@@ -278,7 +244,7 @@ def has_transformers_resnet(state: Mapping[str, Tensor]) -> bool:
 def with_transformers_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse, for the backbone: transformers' own ResNet instead of timm's names."""
     prefix = BACKBONE['hf'] + '.'
-    native = {v: k for k, v in _transformers_resnet().items()}
+    native = {v: k for k, v in transformers_resnet().items()}
     return {
         prefix + (translate(name.removeprefix(prefix), native) or '') if name.startswith(prefix)
         else name: tensor

@@ -18,7 +18,7 @@ from ddetr_plugin.checkpoints import (
     unwrap,
     write_checkpoint,
 )
-from ddetr_plugin.checkpoints.files import check_destination
+from ddetr_plugin.checkpoints.writing import check_destination
 
 STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
 
