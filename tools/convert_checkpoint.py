@@ -22,6 +22,7 @@ from ddetr_plugin.checkpoints.classes import OFFICIAL_ROWS, coco_classes
 from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.rename import is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import named_classes
+from ddetr_plugin.checkpoints.settings import our_settings
 from ddetr_plugin.checkpoints.verify import build_ours, verify
 from ddetr_plugin.checkpoints.writing import check_destination
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
@@ -127,6 +128,7 @@ def convert(args):
         classes,
         target_classes,
         args.allow_missing,
+        built and our_settings(built).get('with_box_refine'),
     )
     lines = bridge.describe(converted, source)
     if built is not None:
@@ -179,6 +181,7 @@ def write(args, source, converted):
         'rows': rows,
         'dropped': dropped,
         'own_resnet': own_resnet,
+        'refines': converted.layout.refines,
     }
     meta = {'conversion': conversion}
     if source.dilated is not None:

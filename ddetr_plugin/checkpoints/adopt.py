@@ -14,12 +14,14 @@ from ddetr_plugin.checkpoints.convert import Conversion, to_ours
 from ddetr_plugin.checkpoints.detect import OURS, detect_dialect
 from ddetr_plugin.checkpoints.files import Source, read_checkpoint, unwrap, with_config
 from ddetr_plugin.checkpoints.loading import allow_official_checkpoints, load_file
+from ddetr_plugin.checkpoints.settings import our_settings
+from ddetr_plugin.checkpoints.transformers_folder import weight_files
 
 __all__ = ['adopt', 'install_checkpoint_loader']
 
 
 def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
-    """Rewrites `state_dict` in place if another implementation wrote it; else leaves it alone.
+    """Rewrites `state_dict` in place if its names are not those of our model; else leaves it alone.
 
     Args:
         state_dict: what `model` is about to load; also with the weights one level down, as
@@ -34,16 +36,23 @@ def adopt(state_dict: dict, prefix: str, model: nn.Module) -> Conversion | None:
         RuntimeError: weights are left over or missing, or shapes do not fit.
     """
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    if detect_dialect(inside) == OURS:
-        return None
-    source = unwrap(inside)
-    if detect_dialect(source.state) in (None, OURS):
-        return None
     try:
-        converted = to_ours(source, target=model.state_dict())
+        source = unwrap(inside)
+        dialect = detect_dialect(source.state)
+        if dialect is None or (dialect == OURS and not source.notes):
+            return None
+        converted = to_ours(
+            source,
+            target=model.state_dict(),
+            # What is missing in our own names is the business of load_state_dict.
+            allow_missing=dialect == OURS,
+            target_refines=our_settings(model).get('with_box_refine'),
+        )
     except ValueError as error:
         # What load_state_dict raises where weights do not fit.
         raise RuntimeError(str(error)) from error
+    for note in source.notes:
+        print_log(note, logger='current')
     for warning in converted.warnings:
         print_log(warning, logger='current', level=logging.WARNING)
     for name in inside:
@@ -75,7 +84,7 @@ def load_from_local(filename: str, map_location: Any) -> Any:
     """mmengine's loader of files without a scheme such as ``https://``.
 
     Args:
-        filename: file, or folder of transformers.
+        filename: file, or folder of transformers, or its index of several files.
         map_location: as for ``torch.load``.
 
     Raises:
@@ -83,8 +92,9 @@ def load_from_local(filename: str, map_location: Any) -> Any:
         ValueError: it is no checkpoint, or asks for more than weights.
     """
     path = Path(filename).expanduser()
-    if path.suffix == '.safetensors' or path.is_dir():
+    if path.suffix in ('.safetensors', '.json') or path.is_dir():
         return _as_runners_write(read_checkpoint(path))
+    (path,) = weight_files(path)
     content = load_file(path, map_location=map_location)
     if isinstance(content, Mapping) and 'state_dict' not in content:
         source = unwrap(content)

@@ -63,6 +63,7 @@ def to_ours(
     classes: Sequence[str] | str | None = None,
     target_classes: Sequence[str] | None = None,
     allow_missing: bool = False,
+    target_refines: bool | None = None,
 ) -> Conversion:
     """Weights of any dialect as ours.
 
@@ -76,6 +77,8 @@ def to_ours(
             the official 91 rows into COCO's 80.
         target_classes: what the rows of `target` are, if known.
         allow_missing: report what is left over or missing instead of raising.
+        target_refines: whether the decoder of the model that will take them refines boxes, which
+            its state dict does not tell for certain; None if it is not known.
 
     Raises:
         ValueError: the dialect is unknown; a tensor is of no usable kind; keys are left over or
@@ -93,6 +96,8 @@ def to_ours(
     state = with_common_names(source.state, dialect)
     layout = detect_layout(state, dialect)
     wanted = detect_layout(target, OURS) if target is not None else None
+    if wanted is not None and target_refines is not None:
+        wanted = wanted._replace(refines=target_refines)
     notes: list[str] = []
     if target is not None and not any(name.startswith(_MASK_HEAD) for name in state):
         without = {k: v for k, v in target.items() if not k.startswith(_MASK_HEAD)}
@@ -100,18 +105,15 @@ def to_ours(
             notes.append('the weights have no mask head; that of the model stays as it is')
         target = without
     warnings: list[str] = []
-    if dialect in ('mmdet', 'hf') and layout.share_branches:
-        refines = file_settings(source.meta, dialect).get('with_box_refine')
-        wants = wanted is not None and not wanted.share_branches
-        one = layout._replace(share_branches=False)
-        if (wants if refines is None else refines) and _has_all_heads(state, dialect, one):
-            layout = one
-            if refines is None:
-                warnings.append(
-                    'the heads of all layers are equal, as in a model that is untrained or does '
-                    'not refine boxes, and the file does not say which; the model at hand refines '
-                    'them, and detects wrongly if the other did not'
-                )
+    layout = _with_stated_heads(layout, wanted, state, source, dialect, warnings)
+    if not layout.share_branches and not layout.refines:
+        notes.append(
+            'every decoder layer has a head of its own, though none refines the boxes of another '
+            '(transformers with tie_word_embeddings=False); such a model of ours has '
+            'bbox_head.share_branches=False and decoder.refine=False'
+        )
+        if wanted is not None and target_refines is None and not wanted.share_branches:
+            wanted = wanted._replace(refines=False)
 
     left: list[str] = []
     if dialect == OURS:
@@ -143,6 +145,38 @@ def to_ours(
     return Conversion(
         ours, dialect, layout, names, notes, problems, dropped, rows, source_rows, warnings
     )
+
+
+def _with_stated_heads(
+    layout: Layout,
+    wanted: Layout | None,
+    state: Mapping[str, Tensor],
+    source: Source,
+    dialect: str,
+    warnings: list[str],
+) -> Layout:
+    """`layout` with what the file says of its heads, which count more than their numbers.
+
+    Where the file says nothing and all heads are equal, the model decides, with a warning.
+    """
+    refines = file_settings(source.meta, dialect).get('with_box_refine')
+    if refines is None:
+        refines = (source.meta.get('conversion') or {}).get('refines')
+    if not layout.share_branches:
+        return layout if refines is None else layout._replace(refines=bool(refines))
+    if dialect not in ('mmdet', 'hf'):
+        return layout
+    wants = wanted is not None and not wanted.share_branches
+    own = layout._replace(share_branches=False, refines=True)
+    if not (wants if refines is None else refines) or not _has_all_heads(state, dialect, own):
+        return layout
+    if refines is None:
+        warnings.append(
+            'the heads of all layers are equal, as in a model that is untrained or does not '
+            'refine boxes, and the file does not say which; the model at hand refines them, and '
+            'detects wrongly if the other did not'
+        )
+    return own
 
 
 def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:

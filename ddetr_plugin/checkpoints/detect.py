@@ -6,31 +6,72 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.bits import same_bits
+from ddetr_plugin.checkpoints.mmdet_2 import START as MMDET_2_START
 from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED, Layout
 
-__all__ = ['OURS', 'detect_dialect', 'detect_layout']
+__all__ = ['OURS', 'detect_dialect', 'detect_layout', 'find_models']
 
 OURS = 'ddetr_plugin'
-# mmdet 2.x, which needs mmdet's own conversion first.
-_MMDET_2 = 'bbox_head.transformer.level_embeds'
+_MMDET_2 = 'mmdet 2.x'
+_LEVEL_EMBED = {
+    **dict(zip((OURS, *DIALECTS), LEVEL_EMBED)),
+    _MMDET_2: f'{MMDET_2_START}level_embeds',
+}
+# Before the names of encoder and decoder, where there is anything.
+_START = {
+    'official': 'transformer.',
+    'hf': 'model.',
+    'detrex': 'transformer.',
+    _MMDET_2: MMDET_2_START,
+}
 
 
 def detect_dialect(names: Iterable[str]) -> str | None:
     """'ddetr_plugin' or one of `DIALECTS`; None if the names are of no Deformable DETR.
 
+    Args:
+        names: without prefixes, and of mmdet 3, as `unwrap` leaves them.
+
     Raises:
         ValueError: the names are those of mmdet 2.x.
     """
     names = set(names)
-    if _MMDET_2 in names:
-        raise ValueError(
-            "the checkpoint is of mmdet 2.x, expected 3.x; convert it first with mmdet 3's "
-            'tools/model_converters/upgrade_model_version.py'
-        )
-    for dialect, name in zip((OURS, *DIALECTS), LEVEL_EMBED):
+    for dialect, name in _LEVEL_EMBED.items():
         if name in names:
+            if dialect == _MMDET_2:
+                raise ValueError(
+                    f'the names are those of mmdet 2.x ({name}), expected those of mmdet 3; '
+                    'ddetr_plugin.checkpoints.unwrap renames them'
+                )
             return dialect
     return None
+
+
+def find_models(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(dialect, prefix) of every Deformable DETR among `names`, also of mmdet 2.x.
+
+    Some names are those of one dialect, or another's behind a prefix: `model.level_embed` is
+    transformers', and that of an mmdet model called `model`. The decoder's layers and the class
+    heads tell; where they do not, the shorter prefix is right.
+    """
+    names = list(names)
+    found = []
+    for name in names:
+        candidates = []
+        for dialect, level_embed in _LEVEL_EMBED.items():
+            if name == level_embed or name.endswith(f'.{level_embed}'):
+                prefix = name.removesuffix(level_embed)
+                of_mmdet = dialect in (OURS, 'mmdet', _MMDET_2)
+                landmarks = (
+                    f'{prefix}{_START.get(dialect, "")}decoder.layers.',
+                    f'{prefix}{"bbox_head.cls_branches." if of_mmdet else "class_embed."}',
+                )
+                seen = sum(any(n.startswith(mark) for n in names) for mark in landmarks)
+                candidates.append((seen, -len(prefix), dialect, prefix))
+        found += [max(candidates)] if candidates else []
+    # A name of another part may end as a level embedding does.
+    most = max((seen for seen, *_ in found), default=0)
+    return [(dialect, prefix) for seen, _, dialect, prefix in found if seen == most]
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
@@ -43,13 +84,14 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
     """The architecture of `state`, whose names are the common ones of `dialect`.
 
     Heads that are all the same count as shared, unless the file stores them as those of a model
-    with refinement does. Whether the backbone is dilated (DC5) does not show in weights.
+    with refinement does; others count as those of such a model. Whether the backbone is dilated
+    (DC5) does not show in weights.
 
     Raises:
         ValueError: a part without which nothing can be said is missing.
     """
-    prefix = {'official': 'transformer.', 'detrex': 'transformer.', 'hf': 'model.'}.get(dialect, '')
-    level_embed = state.get(LEVEL_EMBED[(OURS, *DIALECTS).index(dialect)])
+    prefix = _START.get(dialect, '')
+    level_embed = state.get(_LEVEL_EMBED[dialect])
     encoder, decoder = (
         _count(state, rf'{re.escape(prefix)}{coder}\.layers\.(\d+)\.')
         for coder in ('encoder', 'decoder')
@@ -74,9 +116,8 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
     else:
         inputs = _count(state, r'neck\.convs\.(\d+)\.') or levels
     two_stage = any('pos_trans' in name for name in state)
-    return Layout(
-        encoder, decoder, levels, inputs, _shares_branches(state, dialect, decoder), two_stage
-    )
+    shared = _shares_branches(state, dialect, decoder)
+    return Layout(encoder, decoder, levels, inputs, shared, two_stage, refines=not shared)
 
 
 def _shares_branches(state: Mapping[str, Tensor], dialect: str, layers: int) -> bool:

@@ -2,47 +2,50 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.bits import by_new_name, same_bits
-from ddetr_plugin.checkpoints.loading import load_file
+from ddetr_plugin.checkpoints.loading import CheckpointFileError, load_file
+from ddetr_plugin.checkpoints.mmdet_2 import is_mmdet_2, mmdet_3_config, mmdet_3_name
 from ddetr_plugin.checkpoints.names import DIALECTS, LEVEL_EMBED
+from ddetr_plugin.checkpoints.prefixes import bare_names, pick_model
 from ddetr_plugin.checkpoints.transformers_folder import read_config, weight_files
 
 __all__ = ['Source', 'read_checkpoint', 'unwrap', 'with_config']
 
 # Where files keep weights, and where averages of them (EMA).
-WEIGHTS = ('state_dict', 'model', 'model_state_dict')
+WEIGHTS = ('state_dict', 'model', 'model_state_dict', 'module')
 AVERAGES = ('model_ema', 'ema', 'ema_model', 'ema_state', 'ema_state_dict', 'state_dict_ema')
 _OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('hf')]
-_PREFIX = re.compile(r'^(module\.|_orig_mod\.)+')
 
 
 class Source(NamedTuple):
     """What a file holds.
 
     Attributes:
-        state: the weights; prefixes of wrappers are removed.
+        state: the weights; prefixes are stripped, and names of mmdet 2.x are those of mmdet 3.
         meta: the Runner's meta data, or an empty dict.
         dilated: whether the file says that the backbone is dilated (DC5); None if it says nothing.
         left: what else is in the file, in words.
+        notes: what was stripped or renamed, in words.
     """
 
     state: dict[str, Tensor]
     meta: dict
     dilated: bool | None
     left: list[str]
+    notes: Sequence[str] = ()
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) -> Source:
     """Read weights from a .pth, .bin or .safetensors file, or a folder as transformers saves it.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or the index (.json) of weights in several files.
         trust: let the pickle in the file run whatever it asks for.
         ema: take the average of the weights (EMA) that lies beside them.
 
@@ -52,7 +55,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) ->
             needs a library that is not installed; or a name occurs twice, with different numbers.
     """
     path = Path(path)
-    files = weight_files(path) if path.is_dir() else [path]
+    files = weight_files(path)
     content: dict = {}
     for file in files:
         part = load_file(file, trust)
@@ -101,49 +104,28 @@ def with_config(source: Source, config: Path) -> Source:
 
 
 def unwrap(content: Mapping, ema: bool = False) -> Source:
-    """Finds the weights in what a file holds.
+    """Finds the weights in what a file holds, and gives them the names of their dialect.
 
     Raises:
-        ValueError: an average is wanted and there is none; or two names that differ by the prefix
-            of a wrapper hold different numbers.
+        ValueError: an average is wanted and there is none; or there is nothing else; or there are
+            several models; or two names that differ by a prefix hold different numbers.
     """
-    left = []
-    weights: Any = content
-    for key in WEIGHTS:
-        if isinstance(content.get(key), Mapping):
-            weights = content[key]
-            break
-    averages = [key for key in AVERAGES if isinstance(content.get(key), Mapping)]
-    # A Runner exchanges the two: its state_dict is the average already.
-    if 'ema_state_dict' in averages and 'state_dict' in content:
-        averages.remove('ema_state_dict')
-        left.append("ema_state_dict (the Runner's state_dict is the average already)")
-    elif ema:
-        if not averages:
-            raise ValueError(
-                f'there is no average of the weights (EMA) in the file, expected one of '
-                f'{", ".join(AVERAGES)}; leave --ema out'
-            )
-        weights = content[averages[0]]
-        weights = next(
-            (weights[k] for k in WEIGHTS if isinstance(weights.get(k), Mapping)), weights
-        )
-    elif averages:
-        left.append(f'{averages[0]} (an average of the weights; --ema takes it instead)')
-
-    found: list[tuple[str, str, Tensor]] = []
-    others, averaged = [], 0
-    for old, tensor in weights.items():
+    weights, left, is_average = _weights(content, ema)
+    tensors, others, averaged = {}, [], 0
+    for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
-            if weights is not content or old not in (*AVERAGES, 'meta'):
-                others.append(str(old))
-            continue
-        name = _PREFIX.sub('', str(old))
+            if weights is not content or name not in (*AVERAGES, 'meta'):
+                others.append(str(name))
+        else:
+            tensors[str(name)] = tensor
+    bare, notes = bare_names(tensors)
+    for old, name in list(bare.items()):
         # mmdet's ExpMomentumEMAHook keeps averages as buffers: ema_backbone_conv1_weight.
         if name.startswith('ema_') and '.' not in name:
             averaged += 1
         elif name not in ('steps', 'n_averaged'):
-            found.append((name, str(old), tensor))
+            continue
+        del bare[old]
     if averaged:
         left.append(f'{averaged} averages as buffers ema_*')
     if others:
@@ -154,7 +136,44 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
 
     meta = content.get('meta') if weights is not content else None
     meta = dict(meta) if isinstance(meta, Mapping) else {}
-    return Source(by_new_name(found), meta, _dilation(content, meta), left)
+    picked, stripped, beside = pick_model(bare.values(), ema and not is_average)
+    new = {old: picked[name] for old, name in bare.items() if name in picked}
+    notes += stripped
+    left += beside
+    if is_mmdet_2(new.values()):
+        new = {old: mmdet_3_name(name) for old, name in new.items()}
+        notes.append('the names of mmdet 2.x became those of mmdet 3')
+        config = mmdet_3_config(str(meta.get('config')))
+        if config is not None:
+            meta.setdefault('cfg', config)
+    state = by_new_name((name, old, tensors[old]) for old, name in new.items())
+    return Source(state, meta, _dilation(content, meta), left, notes)
+
+
+def _weights(content: Mapping, ema: bool) -> tuple[Mapping, list[str], bool]:
+    """The weights in a file, or their average; what else there is of the two; is it the average?"""
+    weights: Any = content
+    for key in WEIGHTS:
+        if isinstance(content.get(key), Mapping):
+            weights = content[key]
+            break
+    averages = [key for key in AVERAGES if isinstance(content.get(key), Mapping)]
+    # A Runner exchanges the two: its state_dict is the average already.
+    if 'ema_state_dict' in averages and 'state_dict' in content:
+        left = "ema_state_dict (the Runner's state_dict is the average already)"
+        return weights, [left], True
+    if not averages:
+        return weights, [], False
+    if ema:
+        average = content[averages[0]]
+        nested = [average[key] for key in WEIGHTS if isinstance(average.get(key), Mapping)]
+        return (nested or [average])[0], [], True
+    if not any(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise CheckpointFileError(
+            f'there are no weights in the file but their average (EMA), {averages[0]}; '
+            'tools/convert_checkpoint.py --ema takes that'
+        )
+    return weights, [f'{averages[0]} (an average of the weights; --ema takes it instead)'], False
 
 
 def _dilation(content: Mapping, meta: Mapping) -> bool | None:

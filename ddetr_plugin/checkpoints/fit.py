@@ -136,6 +136,13 @@ def misfits(
     problems = []
     if wanted is not None and layout.variant != wanted.variant:
         problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
+    elif wanted is not None and layout.share_branches != wanted.share_branches:
+        kinds = ('one head for each decoder layer', 'one head for all decoder layers')
+        problems.append(
+            f'heads: the weights have {kinds[layout.share_branches]}, the model has '
+            f'{kinds[wanted.share_branches]}; build it with '
+            f'bbox_head.share_branches={layout.share_branches}'
+        )
     for name, tensor in target.items():
         if name not in ours:
             if not name.endswith(COUNTER):

@@ -103,6 +103,8 @@ class Layout(NamedTuple):
         inputs: how many of the levels come from the backbone; the others are convolved from them.
         share_branches: one head for all decoder layers (no iterative refinement).
         two_stage: queries are region proposals.
+        refines: whether a layer refines the box of the one before. Then each has its own head; so
+            it may without, where transformers does not tie them (tie_word_embeddings=False).
     """
 
     encoder_layers: int
@@ -111,6 +113,7 @@ class Layout(NamedTuple):
     inputs: int
     share_branches: bool
     two_stage: bool
+    refines: bool
 
     @property
     def variant(self) -> str:
@@ -118,7 +121,7 @@ class Layout(NamedTuple):
         names = ['single-scale'] if self.levels == 1 else []
         if self.two_stage:
             names.append('two-stage')
-        elif not self.share_branches:
+        elif self.refines:
             names.append('refine')
         return ', '.join(names) or 'base'
 
@@ -185,7 +188,7 @@ def module_names(dialect: str, layout: Layout) -> Names:
                 theirs[ours] = other
         # The decoder refers to the heads that it needs, and saves them a second time.
         prefix = _DECODER_ALIAS.get(dialect)
-        second = (cls if layout.two_stage else []) + ([] if layout.share_branches else reg)
+        second = (cls if layout.two_stage else []) + (reg if layout.refines else [])
         if prefix:
             aliases.update((prefix + other, ours) for ours, other in second)
 

@@ -83,6 +83,11 @@ def export(
         ValueError: a tensor has no name there, or another meaning.
     """
     layout = layout or detect_layout(state, OURS)
+    if dialect != 'hf' and not layout.share_branches and not layout.refines:
+        raise ValueError(
+            f'{dialect} shares one head between all decoder layers where boxes are not refined, '
+            'the weights have one for each; only ddetr_plugin and hf can hold them'
+        )
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
     if coco and dialect in ('official', 'hf'):
         state = with_official_rows(state, dropped or {})

@@ -118,7 +118,7 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
         f'{checksum(state)}',
     ]
     lines += _parts(state)
-    lines += [f'note: {note}' for note in conversion.notes]
+    lines += [f'note: {note}' for note in (*source.notes, *conversion.notes)]
     lines += [f'warning: {warning}' for warning in conversion.warnings]
     lines += _not_finite(state)
     if source.left:

@@ -1,33 +1,54 @@
 """What lies in a folder that transformers' save_pretrained wrote, and in its config.json."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddetr_plugin.checkpoints.loading import CheckpointFileError
 from ddetr_plugin.checkpoints.settings import transformers_settings
 
 __all__ = ['read_config', 'weight_files']
 
 _MAX_ROWS = 100_000  # a number beyond is no row of a class head
+_PART = re.compile(r'-(\d{5})-of-(\d{5})\.(safetensors|bin)$')
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights, in the order in which transformers looks for them.
+def weight_files(path: Path) -> list[Path]:
+    """The files of the weights; in a folder, the first that transformers would look for.
+
+    Args:
+        path: a file, the index of several, or a folder.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder holds none.
+        CheckpointFileError: `path` is one of several files of the same weights.
         ValueError: the index of several files is damaged.
     """
+    if path.suffix == '.json' and path.is_file():
+        return _indexed(path)
+    if not path.is_dir():
+        _refuse_part(path)
+        return [path]
     for single in ('model.safetensors', 'pytorch_model.bin'):
-        if (folder / single).is_file():
-            return [folder / single]
-        index = folder / f'{single}.index.json'
+        if (path / single).is_file():
+            return [path / single]
+        index = path / f'{single}.index.json'
         if index.is_file():
             return _indexed(index)
     raise FileNotFoundError(
-        f'{folder} holds neither model.safetensors nor pytorch_model.bin; name the file itself'
+        f'{path} holds neither model.safetensors nor pytorch_model.bin; name the file itself'
     )
+
+
+def _refuse_part(file: Path) -> None:
+    part = _PART.search(file.name)
+    if part and int(part[2]) > 1:
+        raise CheckpointFileError(
+            f'{file} is one of {int(part[2])} files that hold the weights together; name their '
+            f'folder {file.parent}, or the index (.json) that lies there'
+        )
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -36,7 +57,7 @@ def _indexed(index: Path) -> list[Path]:
     if not isinstance(places, Mapping) or not places:
         raise ValueError(
             f'{index} names no files: expected an object with a weight_map from tensors to files; '
-            'copy the folder again, or name a file itself'
+            'copy the folder again, or name the folder or a file of weights itself'
         )
     names = sorted({str(name) for name in places.values()})
     outside = [name for name in names if Path(name).name != name]

@@ -18,6 +18,8 @@ from ddetr_plugin.checkpoints import (
     to_ours,
     unwrap,
 )
+from ddetr_plugin.checkpoints.mmdet_2 import is_mmdet_2
+from ddetr_plugin.checkpoints.settings import our_settings
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
@@ -68,7 +70,7 @@ class ForeignCheckpointHook(Hook):
     not say which classes they know, the rows stay where they are. It warns where the file is of a
     dilated backbone and the model is not, or the other way round, or where
     it says that its attention has other heads or points. Resuming changes nothing, and
-    only our own checkpoints can be resumed from.
+    only our own checkpoints can be resumed from. DETR of mmdet 2.x gets the names of mmdet 3.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -91,6 +93,9 @@ class ForeignCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = unwrap(checkpoint)
         dialect = detect_dialect(source.state)
+        if dialect is None and not runner._resume and is_mmdet_2(checkpoint['state_dict']):
+            checkpoint['state_dict'] = source.state
+            print_log(f'The checkpoint: {"; ".join(source.notes)}', logger='current')
         if dialect is None or (runner._resume and dialect == OURS):
             return
         target = full_state_dict(runner.model)
@@ -103,11 +108,12 @@ class ForeignCheckpointHook(Hook):
             target=target,
             target_classes=dataset_classes(runner.cfg),
             allow_missing=self.allow_missing or dialect == OURS,
+            target_refines=our_settings(model).get('with_box_refine'),
         )
         lines = dilation_mismatch(source, dialect, model.backbone)
         for line in lines + settings_mismatch(source, dialect, model):
             print_log(line, logger='current', level=logging.WARNING)
-        if dialect == OURS and converted.rows is None:
+        if dialect == OURS and converted.rows is None and not source.notes:
             return
         shapes = {name: tensor.shape for name, tensor in target.items()}
         checkpoint['state_dict'] = {
