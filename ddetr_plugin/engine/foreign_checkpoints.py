@@ -18,7 +18,6 @@ from ddetr_plugin.checkpoints import (
     to_ours,
     unwrap,
 )
-from ddetr_plugin.checkpoints.mmdet_2 import is_mmdet_2
 from ddetr_plugin.checkpoints.settings import our_settings
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
@@ -70,7 +69,8 @@ class ForeignCheckpointHook(Hook):
     not say which classes they know, the rows stay where they are. It warns where the file is of a
     dilated backbone and the model is not, or the other way round, or where
     it says that its attention has other heads or points. Resuming changes nothing, and
-    only our own checkpoints can be resumed from. DETR of mmdet 2.x gets the names of mmdet 3.
+    only our own checkpoints can be resumed from. Of other models' weights it strips what DDP and
+    torch.compile leave before names; those of mmdet 2.x's DETR get the names of mmdet 3.
 
     Args:
         allow_missing: load what fits of a foreign checkpoint, and log what does not, instead of
@@ -93,7 +93,7 @@ class ForeignCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = unwrap(checkpoint)
         dialect = detect_dialect(source.state)
-        if dialect is None and not runner._resume and is_mmdet_2(checkpoint['state_dict']):
+        if dialect is None and source.notes and not runner._resume:
             checkpoint['state_dict'] = source.state
             print_log(f'The checkpoint: {"; ".join(source.notes)}', logger='current')
         if dialect is None or (runner._resume and dialect == OURS):

@@ -12,12 +12,14 @@ import torch
 from bridge_cases import assert_same, ours
 
 from ddetr_plugin.checkpoints import (
+    CheckpointFileError,
     export,
     read_checkpoint,
     to_ours,
     unwrap,
     write_checkpoint,
 )
+from ddetr_plugin.checkpoints.adopt import load_from_local
 from ddetr_plugin.checkpoints.writing import check_destination
 
 STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
@@ -265,6 +267,38 @@ def test_a_folder_with_several_files_is_read_whole(tmp_path):
     index = {'weight_map': {name: file for file, part in parts.items() for name in part}}
     (tmp_path / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
     assert_same(read_checkpoint(tmp_path).state, state)
+
+
+def test_the_index_of_several_files_is_read_like_their_folder(tmp_path):
+    state = export(ours('base').state_dict(), 'hf')
+    files = [f'pytorch_model-0000{k}-of-00002.bin' for k in (1, 2)]
+    places = {name: files[k % 2] for k, name in enumerate(state)}
+    for file in files:
+        torch.save({n: t for n, t in state.items() if places[n] == file}, tmp_path / file)
+    index = tmp_path / 'pytorch_model.bin.index.json'
+    index.write_text(json.dumps({'weight_map': places}))
+    (tmp_path / 'config.json').write_text(
+        json.dumps({'model_type': 'deformable_detr', 'dilation': True})
+    )
+    for place in (index, tmp_path):
+        source = read_checkpoint(place)
+        assert_same(source.state, state)
+        assert source.dilated
+        assert_same(load_from_local(str(place), 'cpu')['state_dict'], state)
+    for read in (read_checkpoint, lambda file: load_from_local(str(file), 'cpu')):
+        with pytest.raises(
+            CheckpointFileError, match=f'one of 2 files.* name their folder {tmp_path}'
+        ):
+            read(tmp_path / files[0])
+    with pytest.raises(ValueError, match='names no files.*name the folder'):
+        read_checkpoint(tmp_path / 'config.json')
+    with pytest.raises(FileNotFoundError, match='absent.json does not exist'):
+        read_checkpoint(tmp_path / 'absent.json')
+
+
+def test_a_single_file_that_is_numbered_is_read(tmp_path):
+    file = saved(tmp_path / 'pytorch_model-00001-of-00001.bin', STATE)
+    assert_same(read_checkpoint(file).state, STATE)
 
 
 @pytest.mark.parametrize('differs', [True, False])

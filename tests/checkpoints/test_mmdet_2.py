@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from bridge_cases import bridge_config
 from mmdet.registry import MODELS as MMDET_MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -15,12 +17,14 @@ from mmengine.registry import DefaultScope
 from ddetr_plugin.checkpoints import describe, to_ours, unwrap
 from ddetr_plugin.checkpoints.libraries import predict_with
 from ddetr_plugin.checkpoints.settings import file_settings, setting_mismatches
+from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
 
 FOLDER = Path(__file__).resolve().parents[1] / 'data' / 'mmdet_2'
 sys.path.insert(0, str(FOLDER))
 from weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 KINDS = ('base', 'refine', 'two-stage')
 
 
@@ -118,3 +122,33 @@ def test_class_rows_of_mmdet_2_move_by_name():
     content, _, _ = recorded('refine')
     result = to_ours(unwrap(content), classes=('e', 'new', 'a'))
     assert result.rows == (4, None, 0)
+
+
+def test_detr_of_mmdet_2_gets_the_names_of_mmdet_3_and_computes_the_same(tmp_path):
+    """With the hook, in mmdet 3's own DETR."""
+    content, logits, boxes = recorded('detr')
+    config = Config.fromfile(CONFIGS / 'detr_r50_16xb4-500e_coco.py').model
+    config.backbone.update(depth=18, init_cfg=None)
+    config.neck.update(in_channels=[512], out_channels=64)
+    config.num_queries, config.positional_encoding.num_feats = 12, 32
+    config.bbox_head.update(num_classes=5, embed_dims=64)
+    for coder, layers in ((config.encoder, 1), (config.decoder, 2)):
+        coder.num_layers = layers
+        coder.layer_cfg.ffn_cfg.update(embed_dims=64, feedforward_channels=48)
+        for key in coder.layer_cfg.keys() & {'self_attn_cfg', 'cross_attn_cfg'}:
+            coder.layer_cfg[key].update(embed_dims=64, num_heads=4)
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MMDET_MODELS.build(config)
+    runner = SimpleNamespace(model=model, _resume=False, cfg={})
+    content['state_dict'] = {f'module.{n}': t for n, t in content['state_dict'].items()}
+    ForeignCheckpointHook().after_load_checkpoint(runner, content)
+    model.load_state_dict(content['state_dict'], strict=True)
+    metas = [dict(img_shape=s, batch_input_shape=(96, 128)) for s in IMAGE_SHAPES]
+    samples = [DetDataSample(metainfo=meta) for meta in metas]
+    with torch.no_grad():
+        model.eval()
+        outputs = model.forward_transformer(model.extract_feat(images()), samples)
+        found = model.bbox_head(outputs['hidden_states'])
+    torch.testing.assert_close(found[0][-1], logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found[1][-1], boxes, rtol=0, atol=5e-6)
