@@ -1,4 +1,4 @@
-"""A bridge for Deformable DETR weights: official release, mmdet 3, transformers, detrex, ours."""
+"""A bridge for Deformable DETR weights: official release, mmdet, transformers, detrex, ours."""
 
 from ddetr_plugin.checkpoints.adopt import adopt, install_checkpoint_loader
 from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours

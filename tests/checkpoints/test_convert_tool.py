@@ -13,6 +13,7 @@ from builders import build
 from mask_cases import mask_head_config
 from mmengine.config import Config
 from mmengine.runner import Runner
+from test_mmdet_2 import recorded
 
 from ddetr_plugin.checkpoints import export, read_checkpoint, write_checkpoint
 from ddetr_plugin.checkpoints.classes import coco_classes
@@ -475,3 +476,42 @@ def test_trust_is_the_only_way_to_a_file_that_runs_something(run, failure, tmp_p
     assert not (tmp_path / 'made').exists()
     assert 'checksum' in run(tmp_path / 'x.pth', tmp_path / 'out.pth', '--trust')
     assert (tmp_path / 'made').exists()
+
+
+@pytest.mark.parametrize(('kind', 'prefix'), [('refine', ''), ('two-stage', 'model.')])
+def test_mmdet_2_is_converted_and_verified_also_inside_lightning(run, tmp_path, kind, prefix):
+    content, _, _ = recorded(kind)
+    count = len(content['state_dict'])
+    content['state_dict'] = {f'{prefix}{n}': t for n, t in content['state_dict'].items()}
+    torch.save(content, tmp_path / 'theirs.pth')
+    config = write_config(tmp_path / 'config.py', kind, 5)
+    arguments = ['--config', config, '--verify', '--classes', 'keep']
+    report = run(tmp_path / 'theirs.pth', tmp_path / 'ours.pth', *arguments)
+    for words in (
+        'written by: mmdet',
+        f'variant: {kind}; backbone not dilated',
+        'note: the names of mmdet 2.x became those of mmdet 3',
+        'verified: largest differences',
+    ):
+        assert words in report
+    assert (f'note: model. was stripped from {count} names' in report) == bool(prefix)
+    assert 'warning' not in report
+
+
+def test_a_model_whose_heads_are_not_tied_is_no_model_that_refines(run, failure, tmp_path):
+    """The source's config.json says so, and the config that refines is refused."""
+    config = write_config(
+        tmp_path / 'refine.py', 'base', 5, decoder=dict(refine=True),
+        bbox_head=dict(share_branches=False),
+    )  # fmt: skip
+    state = export(build(Config.fromfile(config).model).state_dict(), 'hf')
+    state = {n: t for n, t in state.items() if not n.startswith('model.decoder.bbox_embed')}
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+    words = {'model_type': 'deformable_detr', 'with_box_refine': False}
+    (tmp_path / 'config.json').write_text(json.dumps(words))
+    said = failure(tmp_path, tmp_path / 'out.pth', '--config', config)
+    assert 'the weights are base, the model is refine' in said
+    ours = tmp_path / 'ours' / 'ours.pth'
+    assert 'variant: base' in run(tmp_path, ours)
+    assert 'variant: base' in run(ours, tmp_path / 'other' / 'back.bin', '--to', 'hf')
+    assert read_checkpoint(tmp_path / 'other' / 'back.bin').state.keys() == state.keys()

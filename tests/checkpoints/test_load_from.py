@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from bridge_cases import assert_same, empty, ours
+from bridge_cases import assert_same, bridge_config, empty, ours
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner, load_checkpoint
+from test_mmdet_2 import recorded
 from test_tools import tool
 
 from ddetr_plugin.checkpoints import export, write_checkpoint
@@ -260,6 +261,78 @@ def test_load_from_asks_the_folder_whether_its_model_refines(tiny_job, tmp_path,
     else:
         with pytest.raises(ValueError, match='the weights are base, the model is refine'):
             loaded(path, load_from=str(tmp_path))
+
+
+@pytest.mark.parametrize('hooks', [[HOOK, dict(type='EMAHook')], [dict(type='EMAHook')]])
+@pytest.mark.parametrize('dialect', ['mmdet', 'hf', 'ddetr_plugin'])
+def test_load_from_takes_what_lightning_saves(tiny_job, tmp_path, dialect, hooks):
+    path = tiny_job(custom_hooks=hooks, log_level='INFO')
+    model = noisy(Config.fromfile(path).model)
+    state = model.state_dict()
+    if dialect != 'ddetr_plugin':
+        state = export(state, dialect)
+    state = {f'model.{name}': tensor for name, tensor in state.items()}
+    content = {'state_dict': state, 'pytorch-lightning_version': '2.5.0', 'global_step': 7}
+    torch.save(content, tmp_path / 'lightning.ckpt')
+    runner = loaded(path, load_from=str(tmp_path / 'lightning.ckpt'))
+    assert_same(runner.model.state_dict(), model.state_dict(), COUNTER)
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            assert_same(hook.ema_model.module.state_dict(), model.state_dict(), COUNTER)
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert f'model. was stripped from {len(state)} names' in log
+
+
+def mmdet_2_job(tiny_job, tmp_path):
+    """(config, file of mmdet 2.x for it, its weights by those names)."""
+    path = tiny_job(log_level='INFO')
+    config = Config.fromfile(path)
+    preprocessor = config.model.data_preprocessor
+    config.model = bridge_config('refine', 5, neck=dict(bias=False))
+    config.model.data_preprocessor = preprocessor
+    config.model.bbox_head.num_classes = 3
+    config.dump(path)
+    content = recorded('refine')[0]
+    content['meta']['CLASSES'] = ('post', 'square', 'x', 'bar', 'y')
+    torch.save(content, tmp_path / 'mmdet_2.pth')
+    return path, tmp_path / 'mmdet_2.pth', content['state_dict']
+
+
+def test_load_from_takes_mmdet_2_and_moves_its_classes(tiny_job, tmp_path):
+    path, file, state = mmdet_2_job(tiny_job, tmp_path)
+    runner = loaded(path, load_from=str(file))
+    found = runner.model.state_dict()
+    level_embed = state['bbox_head.transformer.level_embeds']
+    assert torch.equal(found['encoder.level_embed'], level_embed)
+    classes = dataset_classes(Config.fromfile(path))
+    rows = [('post', 'square', 'x', 'bar', 'y').index(name) for name in classes]
+    old = state['bbox_head.cls_branches.1.weight'][rows]
+    assert torch.equal(found['bbox_head.cls_branches.1.weight'], old)
+    log = next(tmp_path.glob('work/*/*.log')).read_text()
+    assert 'the names of mmdet 2.x became those of mmdet 3' in log
+    assert 'the file is of a model with' not in log
+
+
+def test_the_test_tool_takes_mmdet_2(tiny_job, tmp_path):
+    path, file, _ = mmdet_2_job(tiny_job, tmp_path)
+    results = tmp_path / 'results.pkl'
+    tool('test').main([str(path), str(file), '--out', str(results)])
+    assert len(pickle.loads(results.read_bytes())) == 8
+
+
+@pytest.mark.parametrize('said', ['part', 'average'])
+def test_the_test_tool_says_what_to_name_instead_of_a_part(tiny_job, tmp_path, capsys, said):
+    path = tiny_job()
+    state = export(noisy(Config.fromfile(path).model).state_dict(), 'hf')
+    file = tmp_path / 'pytorch_model-00001-of-00003.bin'
+    words = f'is one of 3 files that hold the weights together; name their folder {tmp_path}'
+    if said == 'average':
+        state, file = {'ema_state_dict': state}, tmp_path / 'x.pth'
+        words = 'tools/convert_checkpoint.py --ema takes that'
+    torch.save(state, file)
+    with pytest.raises(SystemExit):
+        tool('test').main([str(path), str(file)])
+    assert words in capsys.readouterr().err
 
 
 def test_load_state_dict_and_init_cfg_take_foreign_weights(tmp_path):

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from bridge_cases import KINDS, assert_same, bridge_config, empty
+from mmengine.config import Config
 
-from ddetr_plugin.checkpoints import export, read_checkpoint, to_ours, write_checkpoint
+from ddetr_plugin.checkpoints import describe, export, read_checkpoint, to_ours, write_checkpoint
 from ddetr_plugin.checkpoints.libraries import (
     largest_difference,
     predict_with,
     transformers_model,
 )
+from ddetr_plugin.registry import MODELS
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
 pytest.importorskip('safetensors', reason='safetensors is not installed')
@@ -67,3 +69,50 @@ def test_our_weights_work_in_their_model(published):
     logits, boxes = largest_difference(model, theirs)
     assert logits < 1e-5
     assert boxes < 1e-6
+
+
+def heads_of_their_own(refine):
+    """Our model with a head for each decoder layer."""
+    config = Config(dict(model=bridge_config('base')))
+    changes = dict(decoder=dict(refine=refine), bbox_head=dict(share_branches=False))
+    config.merge_from_dict(dict(model=changes))
+    return MODELS.build(config.model)
+
+
+def test_heads_that_transformers_does_not_tie_do_not_make_a_model_refine(tmp_path):
+    """tie_word_embeddings=False, with_box_refine=False: config.json says which it is."""
+    torch.manual_seed(5)
+    config = transformers_model(bridge_config('base')).config
+    config.tie_word_embeddings = False
+    theirs = transformers.DeformableDetrForObjectDetection(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    theirs.save_pretrained(tmp_path / 'theirs')
+    source = read_checkpoint(tmp_path / 'theirs')
+    result = to_ours(source)
+    assert result.layout.variant == 'base'
+    assert sum('tie_word_embeddings=False' in line for line in describe(result, source)) == 1
+
+    model = heads_of_their_own(refine=False)
+    for refines in (None, False):
+        result = to_ours(source, target=model.state_dict(), target_refines=refines)
+    model.load_state_dict(result.state, strict=True)
+    logits, boxes = largest_difference(model, theirs)
+    assert logits < 1e-5
+    assert boxes < 1e-6
+
+    target = heads_of_their_own(refine=True).state_dict()
+    with pytest.raises(ValueError, match='the weights are base, the model is refine'):
+        to_ours(source, target=target, target_refines=True)
+    with pytest.raises(ValueError, match=r'build it with bbox_head.share_branches=False'):
+        to_ours(source, target=empty('base').state_dict(), target_refines=False)
+
+    back = export(result.state, 'hf', result.layout)
+    heads = ('class_embed', 'bbox_embed', 'model.decoder')
+    parts = [
+        {n: t for n, t in state.items() if n.startswith(heads)} for state in (back, source.state)
+    ]
+    assert_same(*parts)
+    with pytest.raises(ValueError, match='official shares one head between all decoder layers'):
+        export(result.state, 'official', result.layout)
