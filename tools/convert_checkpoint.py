@@ -3,10 +3,11 @@
     python tools/convert_checkpoint.py SRC DST [--config CFG] [--from auto] [--to ddetr_plugin]
         [--classes NAME ... | coco | keep] [--allow-missing] [--ema] [--verify] [--trust]
 
-SRC is a .pth, .bin or .safetensors file or a folder of transformers (or its index JSON); DST a file, with the suffix
-.safetensors for --to hf. With --config the weights are compared with that model, name by name, and
-its classes are taken. The class rows of a decoder move by name: the official 91 become COCO's 80,
-unless --classes says otherwise (keep: leave them). Converting back to official or hf restores them.
+SRC is a .pth, .bin or .safetensors file, or a folder of transformers or its index JSON; DST a file,
+with the suffix .safetensors for --to hf. With --config the weights are compared with that model,
+name by name, and its classes are taken. The class rows of a decoder move by name: the official 91
+become COCO's 80, unless --classes says otherwise (keep: leave them). Converting back to official or
+hf restores them.
 """
 
 import argparse

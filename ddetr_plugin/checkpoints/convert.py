@@ -162,15 +162,18 @@ def _with_stated_heads(
     refines = file_settings(source.meta, dialect).get('with_box_refine')
     if refines is None:
         refines = (source.meta.get('conversion') or {}).get('refines')
+    model = None if wanted is None or wanted.share_branches else wanted.refines
     if not layout.share_branches:
+        # Our names alone do not tell.
+        if refines is None and dialect == OURS:
+            refines = model
         return layout if refines is None else layout._replace(refines=bool(refines))
-    if dialect not in ('mmdet', 'hf'):
+    if dialect not in ('mmdet', 'hf') or refines is False or (refines is None and model is None):
         return layout
-    wants = wanted is not None and not wanted.share_branches
-    own = layout._replace(share_branches=False, refines=True)
-    if not (wants if refines is None else refines) or not _has_all_heads(state, dialect, own):
+    own = layout._replace(share_branches=False, refines=bool(refines or model))
+    if not _has_all_heads(state, dialect, own):
         return layout
-    if refines is None:
+    if refines is None and model:
         warnings.append(
             'the heads of all layers are equal, as in a model that is untrained or does not '
             'refine boxes, and the file does not say which; the model at hand refines them, and '

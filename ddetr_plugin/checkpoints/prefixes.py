@@ -11,7 +11,7 @@ __all__ = ['bare_names', 'pick_model']
 
 _INSIDE = '_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module'
 _WRAPPER = re.compile(rf'^(?:(?:module|{_INSIDE})\.)+|(?<=\.)(?:(?:{_INSIDE})\.)+')
-_AVERAGE = re.compile(r'(^|[._])(ema|teacher|average)', re.IGNORECASE)
+_AVERAGE = re.compile(r'(^|[._])(ema|swa|teacher|average)', re.IGNORECASE)
 
 
 def bare_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:

@@ -37,6 +37,11 @@ def weight_files(path: Path) -> list[Path]:
         index = path / f'{single}.index.json'
         if index.is_file():
             return _indexed(index)
+    if any(_PART.search(file.name) for file in path.iterdir()):
+        raise FileNotFoundError(
+            f'{path} holds the weights in several files, but not their index, such as '
+            'model.safetensors.index.json; copy that too'
+        )
     raise FileNotFoundError(
         f'{path} holds neither model.safetensors nor pytorch_model.bin; name the file itself'
     )

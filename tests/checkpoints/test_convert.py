@@ -176,6 +176,20 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
     assert 'heads of all layers are equal' in warning
 
 
+def test_our_model_with_heads_of_its_own_need_not_refine():
+    """The names are those of a model that does."""
+    state = ours('refine').state_dict()
+    for refines in (True, False):
+        result = to_ours(source(state), target=state, target_refines=refines)
+        assert result.layout.refines == refines
+        assert result.problems == []
+    equal = released('base', 'mmdet', 5)[1]
+    assert not to_ours(source(equal), target=state, target_refines=False).warnings
+    official = export(state, 'official')
+    with pytest.raises(ValueError, match='the weights are refine, the model is base'):
+        to_ours(source(official), target=state, target_refines=False)
+
+
 def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
     _, state = released('base', 'mmdet', 5)
     target = empty('refine').state_dict()

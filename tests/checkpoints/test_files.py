@@ -296,6 +296,12 @@ def test_the_index_of_several_files_is_read_like_their_folder(tmp_path):
         read_checkpoint(tmp_path / 'absent.json')
 
 
+def test_a_folder_of_parts_without_their_index_says_so(tmp_path):
+    torch.save(STATE, tmp_path / 'pytorch_model-00001-of-00002.bin')
+    with pytest.raises(FileNotFoundError, match='not their index'):
+        read_checkpoint(tmp_path)
+
+
 def test_a_single_file_that_is_numbered_is_read(tmp_path):
     file = saved(tmp_path / 'pytorch_model-00001-of-00001.bin', STATE)
     assert_same(read_checkpoint(file).state, STATE)
