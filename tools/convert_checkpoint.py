@@ -11,7 +11,6 @@ hf restores them.
 """
 
 import argparse
-import math
 import sys
 
 import ddetr_plugin  # noqa: F401  before mmdet
@@ -24,7 +23,7 @@ from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transfo
 from ddetr_plugin.checkpoints.rename import is_neck_bias
 from ddetr_plugin.checkpoints.row_plan import named_classes
 from ddetr_plugin.checkpoints.settings import our_settings
-from ddetr_plugin.checkpoints.verify import build_ours, verify
+from ddetr_plugin.checkpoints.verify import TOLERANCE, build_ours, verify
 from ddetr_plugin.checkpoints.writing import check_destination
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
@@ -139,7 +138,7 @@ def convert(args):
             raise ValueError(f'nothing to verify with this config; {others[0]}')
         lines += others
     if args.verify:
-        lines.append(verification(model, source, converted))
+        lines += verification(model, source, converted)
     return lines + write(args, source, converted)
 
 
@@ -203,37 +202,45 @@ def write(args, source, converted):
 
 
 def verification(model, source, converted):
-    """One line on --verify.
+    """Lines on --verify.
 
     Raises:
-        ValueError: the source's library is not installed, or has no such model.
+        ValueError: the source's library is not installed, has no such model, or computes something
+            else.
     """
     if converted.problems:
-        return (
+        return [
             f'verified: no; {len(converted.problems)} tensors do not fit (see above), so the two '
             'models cannot compute the same'
-        )
+        ]
     try:
-        difference = verify(model, source, converted)
+        found = verify(model, source, converted)
     except ImportError as error:
         raise ValueError(
             f'--verify needs the library that wrote the weights ({converted.dialect}): {error}; '
             'install it, or leave --verify out'
         ) from error
-    if difference is None:
-        return (
+    if found is None:
+        return [
             f'verified: no; there is no library of {converted.dialect} to compare with. Names and '
             'numbers are compared in tests'
-        )
-    logits, boxes = difference
-    if not math.isfinite(logits + boxes):
-        return (
-            f'verified: no; it failed, the largest differences are not finite: logits {logits}, '
-            f'boxes {boxes}'
-        )
-    return (
-        f'verified: largest differences on random pictures: logits {logits:.1e}, boxes {boxes:.1e}'
+        ]
+    differences = (
+        f'largest differences on random images: logits {found.logits:.1e}, boxes {found.boxes:.1e}'
     )
+    if not found.passed:
+        raise ValueError(
+            f'verified: no; {differences}, expected at most {TOLERANCE:.0e}. The largest is at '
+            f'{found.where}. Nothing was written. Either --config has another setting than the '
+            'weights had, or the file holds numbers that are not finite'
+        )
+    if found.by_config:
+        return [f'verified: {differences}']
+    return [
+        f'verified as far as weights tell: {differences}',
+        'note: the file brings no config, so the model that the weights were compared with has the '
+        'heads, activations and other settings of --config',
+    ]
 
 
 def main(arguments=None):

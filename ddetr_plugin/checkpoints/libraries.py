@@ -7,14 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.names import with_common_names, with_transformers_resnet
-from ddetr_plugin.checkpoints.resnets import RESNETS
+from ddetr_plugin.checkpoints.config_settings import activation_name
+from ddetr_plugin.checkpoints.names import with_common_names
+from ddetr_plugin.checkpoints.transformers_models import (
+    own_resnet,
+    timm_resnet,
+    transformers_with,
+)
 
 __all__ = [
     'largest_difference',
     'mmdet_assigner_config',
+    'mmdet_config',
     'mmdet_model',
     'predict_with',
+    'predictions',
     'transformers_model',
     'with_rows',
 ]
@@ -37,7 +44,14 @@ def _without(config: Mapping, *keys: str) -> dict:
 
 
 def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
-    """mmdet's own Deformable DETR with the sizes of our model config, which is not changed.
+    """mmdet's own Deformable DETR with the sizes of our model config; see `mmdet_config`."""
+    from mmdet.registry import MODELS
+
+    return MODELS.build(mmdet_config(config, assigner))
+
+
+def mmdet_config(config: Mapping, assigner: dict | None = None) -> dict:
+    """The config of mmdet's own Deformable DETR with the sizes of ours, which is not changed.
 
     Args:
         config: our model's config.
@@ -46,10 +60,14 @@ def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
     Raises:
         ValueError: mmdet has no such model.
     """
-    from mmdet.registry import MODELS
 
     def layer(ours: Mapping, **attention: dict) -> dict:
-        return dict(ffn_cfg=_without(ours['ffn'], 'type', 'add_identity'), **attention)
+        ffn = _without(ours['ffn'], 'type', 'add_identity')
+        return dict(ffn_cfg=ffn, norm_cfg=ours.get('norm', dict(type='LN')), **attention)
+
+    def deformable(layer: Mapping, attention: str) -> dict:
+        sizes = _without(layer[attention], 'type')
+        return dict(sizes, batch_first=True, dropout=layer.get('dropout', 0.1))
 
     encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
     two_stage = 'TwoStage' in config['query_head']['type']
@@ -57,46 +75,46 @@ def mmdet_model(config: Mapping, assigner: dict | None = None) -> nn.Module:
         raise ValueError(
             f"mmdet's two-stage model works with 256 channels only, got {head['embed_dims']} (D17)"
         )
-    deformable = _without(encoder['layer']['self_attn'], 'type')
-    deformable.update(batch_first=True, dropout=encoder['layer'].get('dropout', 0.1))
     self_attn = _without(decoder['layer']['self_attn'], 'type')
     self_attn.update(batch_first=True)
     criterion = config['criterion']
-    return MODELS.build(
-        dict(
-            type='mmdet.DeformableDETR',
-            num_queries=config['query_head']['num_queries'],
-            num_feature_levels=encoder['num_levels'],
-            with_box_refine=bool(decoder.get('refine')),
-            as_two_stage=two_stage,
-            data_preprocessor=config.get('data_preprocessor'),
-            backbone=_without(config['backbone'], 'init_cfg'),
-            neck=config['neck'],
-            encoder=dict(
-                num_layers=encoder['num_layers'],
-                layer_cfg=layer(encoder['layer'], self_attn_cfg=deformable),
+    return dict(
+        type='mmdet.DeformableDETR',
+        num_queries=config['query_head']['num_queries'],
+        num_feature_levels=encoder['num_levels'],
+        with_box_refine=bool(decoder.get('refine')),
+        as_two_stage=two_stage,
+        data_preprocessor=config.get('data_preprocessor'),
+        backbone=_without(config['backbone'], 'init_cfg'),
+        neck=config['neck'],
+        encoder=dict(
+            num_layers=encoder['num_layers'],
+            layer_cfg=layer(
+                encoder['layer'], self_attn_cfg=deformable(encoder['layer'], 'self_attn')
             ),
-            decoder=dict(
-                num_layers=decoder['num_layers'],
-                return_intermediate=True,
-                post_norm_cfg=None,
-                layer_cfg=layer(
-                    decoder['layer'], self_attn_cfg=self_attn, cross_attn_cfg=dict(deformable)
-                ),
+        ),
+        decoder=dict(
+            num_layers=decoder['num_layers'],
+            return_intermediate=True,
+            post_norm_cfg=None,
+            layer_cfg=layer(
+                decoder['layer'],
+                self_attn_cfg=self_attn,
+                cross_attn_cfg=deformable(decoder['layer'], 'cross_attn'),
             ),
-            positional_encoding=_without(config['positional_encoding'], 'type'),
-            bbox_head=dict(
-                type='mmdet.DeformableDETRHead',
-                num_classes=head['num_classes'],
-                embed_dims=head['embed_dims'],
-                sync_cls_avg_factor=True,
-                loss_cls=criterion['loss_cls'],
-                loss_bbox=criterion['loss_bbox'],
-                loss_iou=criterion['loss_iou'],
-            ),
-            train_cfg=dict(assigner=assigner or mmdet_assigner_config()),
-            test_cfg=dict(max_per_img=head.get('max_per_img', 100)),
-        )
+        ),
+        positional_encoding=_without(config['positional_encoding'], 'type'),
+        bbox_head=dict(
+            type='mmdet.DeformableDETRHead',
+            num_classes=head['num_classes'],
+            embed_dims=head['embed_dims'],
+            sync_cls_avg_factor=True,
+            loss_cls=criterion['loss_cls'],
+            loss_bbox=criterion['loss_bbox'],
+            loss_iou=criterion['loss_iou'],
+        ),
+        train_cfg=dict(assigner=assigner or mmdet_assigner_config()),
+        test_cfg=dict(max_per_img=head.get('max_per_img', 100)),
     )
 
 
@@ -118,6 +136,12 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
 
     encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
     attn = encoder['layer']['self_attn']
+    heads = decoder['layer']['cross_attn']['num_heads']
+    if decoder['layer']['self_attn']['num_heads'] != heads:
+        raise ValueError(
+            "transformers' decoder has one number of heads, got "
+            f'{decoder["layer"]["self_attn"]["num_heads"]} in self_attn and {heads} in cross_attn'
+        )
     two_stage = 'TwoStage' in config['query_head']['type']
     queries = config['query_head']['num_queries']
     sizes = DeformableDetrConfig(
@@ -127,10 +151,13 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
         two_stage_num_proposals=queries,
         encoder_layers=encoder['num_layers'],
         decoder_layers=decoder['num_layers'],
+        activation_function=activation_name(
+            encoder['layer']['ffn'].get('act_cfg', {}).get('type', 'ReLU')
+        ),
         encoder_ffn_dim=encoder['layer']['ffn']['feedforward_channels'],
         decoder_ffn_dim=decoder['layer']['ffn']['feedforward_channels'],
         encoder_attention_heads=attn['num_heads'],
-        decoder_attention_heads=attn['num_heads'],
+        decoder_attention_heads=heads,
         encoder_n_points=attn['num_points'],
         decoder_n_points=decoder['layer']['cross_attn']['num_points'],
         num_feature_levels=encoder['num_levels'],
@@ -142,12 +169,7 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
     )
     if state is None:
         return DeformableDetrForObjectDetection(sizes)
-    state = with_common_names(state, 'hf')
-    if sizes.backbone_config.model_type == 'resnet':
-        state = with_transformers_resnet(state)
-    return DeformableDetrForObjectDetection.from_pretrained(
-        None, config=sizes, state_dict={name: tensor.clone() for name, tensor in state.items()}
-    )
+    return transformers_with(sizes, with_common_names(state, 'hf'))
 
 
 def _transformers_backbone(backbone: Mapping) -> Any:
@@ -157,39 +179,20 @@ def _transformers_backbone(backbone: Mapping) -> Any:
         ImportError: it is dilated, and timm is not installed.
         ValueError: transformers has no such backbone.
     """
-    from transformers import ResNetConfig, TimmBackboneConfig
-
     dilations = tuple(backbone.get('dilations', (1, 1, 1, 1)))
     base = backbone.get('base_channels', 64)
     if 'ResNet' not in backbone['type']:
         raise ValueError(f'the comparison with transformers needs a ResNet, got {backbone["type"]}')
+    indices = [s + 1 for s in backbone['out_indices']]
     if dilations == (1, 1, 1, 1):
-        depths, bottleneck = RESNETS[backbone['depth']]
-        return ResNetConfig(
-            embedding_size=base,
-            hidden_sizes=[base * 2**s * (4 if bottleneck else 1) for s in range(4)],
-            depths=list(depths),
-            layer_type='bottleneck' if bottleneck else 'basic',
-            out_features=[f'stage{s + 1}' for s in backbone['out_indices']],
-        )
+        return own_resnet(backbone['depth'], indices, base)
     if dilations != (1, 1, 1, 2) or base != 64 or 'Dilated' not in backbone['type']:
         raise ValueError(
             'transformers dilates the last stage of a backbone of timm only, from its second block '
             'on (D4), expected ddetr_plugin.DilatedResNet with dilations=(1, 1, 1, 2) and '
             f'base_channels=64, got {backbone["type"]} with {dilations} and {base}'
         )
-    try:
-        import timm  # noqa: F401  transformers says less plainly that it is missing
-    except ImportError as error:
-        raise ImportError(
-            f'dilated backbones of transformers are those of timm: {error}'
-        ) from error
-    return TimmBackboneConfig(
-        backbone=f'resnet{backbone["depth"]}',
-        use_pretrained_backbone=False,
-        out_indices=[s + 1 for s in backbone['out_indices']],
-        output_stride=16,
-    )
+    return timm_resnet(f'resnet{backbone["depth"]}', indices)
 
 
 def predict_with(
@@ -224,29 +227,41 @@ def predict_with(
         return output.logits, output.pred_boxes
 
 
-def largest_difference(
+def predictions(
     one: nn.Module, other: nn.Module, rows: Sequence[int | None] | None = None
-) -> tuple[float, float]:
-    """Largest absolute differences of logits and of boxes on a padded batch of two random pictures.
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What two models predict on a padded batch of two random images.
 
-    The pictures are 192 x 224 and 160 x 256 pixels, so that both are padded.
+    The images are 192 x 224 and 160 x 256 pixels, so that both are padded.
 
     Args:
         one: a model.
         other: the model that it is compared with.
         rows: for each class of `one` that of `other`, or None where there is none; None if they
             are the same.
+
+    Returns:
+        For each model logits (2, Q, K) of the classes that both know, in the order of `one`, and
+        boxes (2, Q, 4), (cx, cy, w, h) normalised.
     """
     shapes = [(192, 224), (160, 256)]
     generator = torch.Generator().manual_seed(0)
     inputs = torch.zeros(2, 3, 192, 256)
-    for picture, (h, w) in zip(inputs, shapes):
-        picture[:, :h, :w] = torch.randn(3, h, w, generator=generator)
+    for image, (h, w) in zip(inputs, shapes):
+        image[:, :h, :w] = torch.randn(3, h, w, generator=generator)
     logits, boxes = predict_with(one, inputs, shapes)
     other_logits, other_boxes = predict_with(other, inputs, shapes)
     if rows is not None:
         known = [i for i, row in enumerate(rows) if row is not None]
         logits, other_logits = logits[..., known], other_logits[..., [rows[i] for i in known]]
+    return (logits, boxes), (other_logits, other_boxes)
+
+
+def largest_difference(
+    one: nn.Module, other: nn.Module, rows: Sequence[int | None] | None = None
+) -> tuple[float, float]:
+    """Largest absolute differences of the logits and of the boxes of `predictions`."""
+    (logits, boxes), (other_logits, other_boxes) = predictions(one, other, rows)
     return (logits - other_logits).abs().max().item(), (boxes - other_boxes).abs().max().item()
 
 

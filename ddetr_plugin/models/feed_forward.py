@@ -29,6 +29,9 @@ class FeedForward(BaseModule):
         ValueError: a width is not positive, or the probability is not in [0, 1].
     """
 
+    # What checkpoints of other implementations are compared with: there is no module for it.
+    activation = 'relu'
+
     def __init__(
         self,
         embed_dims: int = 256,

@@ -184,6 +184,9 @@ def test_verify_compares_with_mmdets_own_model(run, tmp_path):
     logits, boxes = (float(word.rstrip(',')) for word in line.split() if 'e-' in word)
     assert logits < 1e-5
     assert boxes < 1e-6
+    # The file has no config of its own: the two share what is wrong with ours.
+    assert 'verified as far as weights tell' in report
+    assert 'note: the file brings no config' in report
 
 
 @pytest.mark.parametrize('dialect', ['hf', 'mmdet'])
@@ -211,17 +214,18 @@ def test_a_file_of_other_heads_and_points_is_named_and_not_verified(
     assert not (tmp_path / 'ours.pth').exists()
 
 
-def test_weights_that_are_not_finite_are_counted_and_do_not_pass_as_verified(run, tmp_path):
+def test_weights_that_are_not_finite_are_counted_and_fail_to_verify(run, failure, tmp_path):
     state = export(build(bridge_config('base', 5)).state_dict(), 'mmdet')
     state['encoder.layers.0.norms.0.bias'][3] = float('nan')
     torch.save({'state_dict': state}, tmp_path / 'mmdet.pth')
     config = write_config(tmp_path / 'config.py', 'base', 5)
-    report = run(
-        tmp_path / 'mmdet.pth', tmp_path / 'ours.pth', '--config', config, '--verify', '--classes',
-        'keep',
-    )  # fmt: skip
+    arguments = (tmp_path / 'mmdet.pth', tmp_path / 'ours.pth', '--config', config, '--classes')
+    report = run(*arguments, 'keep')
     assert 'warning: 1 tensors hold numbers that are not finite: encoder.layers.0.norms' in report
-    assert 'verified: no; it failed' in report
+    (tmp_path / 'ours.pth').unlink()
+    said = failure(*arguments, 'keep', '--verify')
+    assert 'verified: no; largest differences on random images: logits nan' in said
+    assert not (tmp_path / 'ours.pth').exists()
 
 
 def test_verify_compares_with_transformers_own_model(run, tmp_path):
