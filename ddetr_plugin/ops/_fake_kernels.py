@@ -1,8 +1,14 @@
-"""Shapes and dtypes of the compiled operators' results, for tracing. Imported once loaded."""
+"""Shapes, dtypes and devices of the compiled operators' results, for tracing. Imported once loaded.
+
+Tracing refuses what running would, in the same order and naming the same argument: the checks are
+those of ops/ms_deform_attn.h and ops/cpu/dropout_cpu.cpp, but for the numbers in tensors.
+"""
 
 import torch
 from torch import Tensor
 from torch.library import register_fake
+
+from ddetr_plugin.ops.checks import VALUE_DTYPES, compute_dtype
 
 
 @register_fake('ddetr_plugin::ms_deform_attn_forward')
@@ -13,7 +19,7 @@ def _forward_fake(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    _check_inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
     return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
 
@@ -28,8 +34,8 @@ def _backward_fake(
     attention_weights: Tensor,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    _check_fake_output('grad_output', grad_output, value, sampling_locations)
+    _check_inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    _check_output('grad_output', grad_output, value, sampling_locations)
     return (
         value.new_empty(value.shape),
         sampling_locations.new_empty(sampling_locations.shape),
@@ -46,8 +52,14 @@ def _fused_forward_fake(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
-    _check_fake_reference(reference_points, sampling_offsets)
+    _check_fused_inputs(
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+    )
     batch, _, heads, channels = value.shape
     return value.new_empty(batch, sampling_offsets.shape[1], heads * channels)
 
@@ -65,10 +77,16 @@ def _fused_backward_fake(
     reference_grad: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_fake(value, spatial_shapes, level_start_index, sampling_offsets, attention_logits)
-    _check_fake_reference(reference_points, sampling_offsets)
-    for name, tensor in (('grad_output', grad_output), ('output', output)):
-        _check_fake_output(name, tensor, value, sampling_offsets)
+    _check_fused_inputs(
+        value,
+        spatial_shapes,
+        level_start_index,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+    )
+    for name, tensor in (('output', output), ('grad_output', grad_output)):
+        _check_output(name, tensor, value, sampling_offsets)
     return (
         value.new_empty(value.shape),
         sampling_offsets.new_empty(sampling_offsets.shape),
@@ -79,41 +97,132 @@ def _fused_backward_fake(
 
 @register_fake('ddetr_plugin::dropout')
 def _dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    _check_droppable('input', x)
+    _check_dropping(seed, p)
     return x.new_empty(x.shape)
 
 
 @register_fake('ddetr_plugin::dropout_add')
 def _dropout_add_fake(x: Tensor, residual: Tensor, seed: Tensor, p: float) -> Tensor:
-    torch._check(
-        x.shape == residual.shape,
-        lambda: f'residual must be {tuple(x.shape)}, got {tuple(residual.shape)}',
+    _check_droppable('input', x)
+    _check_droppable_like('residual', residual, x)
+    _check(
+        x.dtype == torch.bfloat16 or residual.dtype == torch.float32,
+        lambda: 'residual must be float32 beside a float32 input',
     )
+    _check_dropping(seed, p)
     return residual.new_empty(residual.shape)
 
 
 @register_fake('ddetr_plugin::relu_dropout')
 def _relu_dropout_fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    _check_droppable('input', x)
+    _check_dropping(seed, p)
     return x.new_empty(x.shape)
 
 
 @register_fake('ddetr_plugin::relu_dropout_backward')
 def _relu_dropout_backward_fake(grad_output: Tensor, output: Tensor, p: float) -> Tensor:
+    _check_droppable('output', output)
+    _check_droppable_like('grad_output', grad_output, output)
+    _check(grad_output.dtype == output.dtype, lambda: 'grad_output must have the dtype of output')
+    _check_probability(p)
     return output.new_empty(output.shape)
 
 
-def _check_fake_output(name, tensor, value, points):
-    batch, _, heads, channels = value.shape
-    wanted = (batch, points.shape[1], heads * channels)
-    torch._check(
-        tensor.shape == wanted,
-        lambda: f'{name} must be (B, Q, M * D) = {wanted}, got {tuple(tensor.shape)}',
+def _check(condition, message) -> None:
+    torch._check(condition, lambda: f'ms_deform_attn: {message()}')
+
+
+def _shape(tensor: Tensor) -> tuple:
+    return tuple(tensor.shape)
+
+
+def _check_value(value, spatial_shapes, level_start_index) -> None:
+    _check(value.dim() == 4, lambda: f'value must be (B, S, M, D), got {_shape(value)}')
+    _, _, heads, channels = value.shape
+    _check(heads > 0 and channels > 0, lambda: f'value must have M, D >= 1, got {_shape(value)}')
+    _check(
+        spatial_shapes.dim() == 2 and spatial_shapes.shape[0] > 0 and spatial_shapes.shape[1] == 2,
+        lambda: f'spatial_shapes must be (L, 2) with L >= 1, got {_shape(spatial_shapes)}',
+    )
+    levels = spatial_shapes.shape[0]
+    _check(
+        level_start_index.dim() == 1 and level_start_index.shape[0] == levels,
+        lambda: f'level_start_index must be (L,) with L={levels}, got {_shape(level_start_index)}',
+    )
+    _check(
+        value.dtype in VALUE_DTYPES,
+        lambda: f'value must be a floating-point tensor, got {value.dtype}',
+    )
+    _check_int64('spatial_shapes', spatial_shapes)
+    _check_int64('level_start_index', level_start_index)
+    _check(
+        spatial_shapes.device.type == 'cpu' or spatial_shapes.device == value.device,
+        lambda: 'spatial_shapes must be on the device of value or on the CPU',
+    )
+    _check(
+        level_start_index.device == spatial_shapes.device,
+        lambda: 'level_start_index must be on the device of spatial_shapes',
     )
 
 
-def _check_fake_reference(reference, offsets):
+def _check_int64(name, tensor) -> None:
+    _check(tensor.dtype == torch.int64, lambda: f'{name} must be int64, got {tensor.dtype}')
+
+
+def _check_coordinates(name, tensor, value) -> None:
+    # Narrower ones are widened before they come here.
+    wanted = compute_dtype(value)
+    _check(
+        tensor.dtype == wanted,
+        lambda: f'{name} must be {wanted} with a value of {value.dtype}, got {tensor.dtype}',
+    )
+    _check(tensor.device == value.device, lambda: f'{name} must be on the device of value')
+
+
+def _check_points(value, spatial_shapes, points_name, points, weights_name, weights) -> None:
+    batch, _, heads, _ = value.shape
+    levels = spatial_shapes.shape[0]
+    shape = points.shape
+    _check(
+        len(shape) == 6
+        and shape[0] == batch
+        and shape[2] == heads
+        and shape[3] == levels
+        and shape[4] > 0
+        and shape[5] == 2,
+        lambda: (
+            f'{points_name} must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, L={levels}, '
+            f'P >= 1, got {_shape(points)}'
+        ),
+    )
+    _check(
+        weights.shape == shape[:-1],
+        lambda: (
+            f'{weights_name} must be (B, Q, M, L, P) like {points_name} {_shape(points)}, got '
+            f'{_shape(weights)}'
+        ),
+    )
+    _check_coordinates(points_name, points, value)
+    _check_coordinates(weights_name, weights, value)
+
+
+def _check_inputs(value, spatial_shapes, level_start_index, locations, weights) -> None:
+    _check_value(value, spatial_shapes, level_start_index)
+    _check_points(
+        value, spatial_shapes, 'sampling_locations', locations, 'attention_weights', weights
+    )
+
+
+def _check_fused_inputs(
+    value, spatial_shapes, level_start_index, reference, offsets, logits
+) -> None:
+    _check_value(value, spatial_shapes, level_start_index)
+    _check_points(value, spatial_shapes, 'sampling_offsets', offsets, 'attention_logits', logits)
     shape = reference.shape
     batch, queries, _, levels = offsets.shape[:4]
-    torch._check(
+    _check(
         len(shape) == 4
         and (shape[0] == 1 or shape[0] == batch)
         and shape[1] == queries
@@ -121,42 +230,51 @@ def _check_fake_reference(reference, offsets):
         and (shape[3] == 2 or shape[3] == 4),
         lambda: (
             f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {batch}, Q={queries}, '
-            f'L={levels}, got {tuple(shape)}'
+            f'L={levels}, got {_shape(reference)}'
         ),
+    )
+    _check_coordinates('reference_points', reference, value)
+
+
+def _check_output(name, tensor, value, points) -> None:
+    batch, _, heads, channels = value.shape
+    wanted = (batch, points.shape[1], heads * channels)
+    _check(
+        tensor.shape == wanted,
+        lambda: f'{name} must be (B, Q, M * D) = {wanted}, got {_shape(tensor)}',
+    )
+    _check(
+        tensor.dtype == value.dtype,
+        lambda: f'{name} must be {value.dtype} like value, got {tensor.dtype}',
+    )
+    _check(tensor.device == value.device, lambda: f'{name} must be on the device of value')
+
+
+def _check_droppable(name, tensor) -> None:
+    # Tensors without data, on 'meta', stand for those of any device.
+    _check(tensor.device.type in ('cpu', 'meta'), lambda: f'{name} must be on the CPU')
+    _check(
+        tensor.dtype in (torch.float32, torch.bfloat16),
+        lambda: f'{name} must be float32 or bfloat16, got {tensor.dtype}',
     )
 
 
-def _check_fake(value, spatial_shapes, level_start_index, points, weights):
-    """The shape checks of ops/ms_deform_attn.h, so that tracing refuses what running would."""
-    torch._check(value.dim() == 4, lambda: f'value must be (B, S, M, D), got {tuple(value.shape)}')
-    torch._check(
-        spatial_shapes.dim() == 2 and spatial_shapes.shape[1] == 2,
-        lambda: f'spatial_shapes must be (L, 2), got {tuple(spatial_shapes.shape)}',
+def _check_droppable_like(name, tensor, other) -> None:
+    _check_droppable(name, tensor)
+    _check(
+        tensor.shape == other.shape,
+        lambda: f'{name} must be {_shape(other)}, got {_shape(tensor)}',
     )
-    levels = spatial_shapes.shape[0]
-    torch._check(
-        level_start_index.dim() == 1 and level_start_index.shape[0] == levels,
-        lambda: (
-            f'level_start_index must be (L,) with L={levels}, got {tuple(level_start_index.shape)}'
-        ),
+    _check(tensor.device == other.device, lambda: f'{name} must be on the CPU')
+
+
+def _check_dropping(seed, p) -> None:
+    _check_probability(p)
+    _check(
+        seed.device.type in ('cpu', 'meta') and seed.dtype == torch.int64 and seed.numel() == 1,
+        lambda: 'seed must be one int64 on the CPU',
     )
-    batch, _, heads, _ = value.shape
-    shape = points.shape
-    torch._check(
-        len(shape) == 6
-        and shape[0] == batch
-        and shape[2] == heads
-        and shape[3] == levels
-        and shape[5] == 2,
-        lambda: (
-            f'sampling locations or offsets must be (B, Q, M, L, P, 2) with B={batch}, M={heads}, '
-            f'L={levels}, got {tuple(shape)}'
-        ),
-    )
-    torch._check(
-        weights.shape == shape[:-1],
-        lambda: (
-            f'attention weights or logits must be (B, Q, M, L, P) like {tuple(shape)}, '
-            f'got {tuple(weights.shape)}'
-        ),
-    )
+
+
+def _check_probability(p) -> None:
+    _check(0 <= p < 1, lambda: f'p must be in [0, 1), got {p}')

@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import Tensor
 
-_VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -104,7 +104,7 @@ def _check_value(value, spatial_shapes, level_start_index) -> int:
         raise ValueError(f'value must be a dense tensor, got one of layout {value.layout}')
     if value.dim() != 4:
         raise ValueError(f'value must be (B, S, M, D), got {tuple(value.shape)}')
-    if value.dtype not in _VALUE_DTYPES:
+    if value.dtype not in VALUE_DTYPES:
         raise ValueError(f'value must be float16, bfloat16, float32 or float64, got {value.dtype}')
     _, tokens, heads, channels = value.shape
     if heads < 1 or channels < 1:
