@@ -22,7 +22,7 @@ from ddetr_plugin.registry import MODELS
 
 FOLDER = Path(__file__).resolve().parents[1] / 'data' / 'mmdet_2'
 sys.path.insert(0, str(FOLDER))
-from weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
+from recorded_weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 KINDS = ('base', 'refine', 'two-stage')

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
+from recorded_weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
 
 KINDS = {
     'base': ('deformable_detr/deformable_detr_r50_16x2_50e_coco.py', 64),
@@ -69,7 +69,7 @@ def small(config, channels):
 
 
 def record(kind, config):
-    """Names, shapes, the config as mmcv writes it into checkpoints, and outputs."""
+    """Names, shapes, the model's config as mmcv writes it into checkpoints, and outputs."""
     from mmdet.models import build_detector
 
     model = build_detector(config.model).eval()
@@ -87,7 +87,7 @@ def record(kind, config):
     logits, boxes = (x[0][-1] if isinstance(x, list) else x[-1] for x in outputs[:2])
     return {
         'written by': f'mmdet {sys.modules["mmdet"].__version__}',
-        'config': config.pretty_text,
+        'config': type(config)({'model': config.model}).pretty_text,
         # Name, shape, and the name of the same tensor before it.
         'names': lines,
         # (2, queries, classes) and (2, queries, 4), of the last layer.
