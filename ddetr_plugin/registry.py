@@ -7,6 +7,7 @@ first look-up; importing this file loads neither mmdet nor mmcv.
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
@@ -22,6 +23,7 @@ from mmengine.registry import Registry
 __all__ = [
     'DATASETS',
     'HOOKS',
+    'METRICS',
     'MODELS',
     'OPTIM_WRAPPERS',
     'OPTIM_WRAPPER_CONSTRUCTORS',
@@ -77,4 +79,8 @@ DATASETS = Registry(
 # Steps of the data pipeline.
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['ddetr_plugin.datasets']
+)
+# What predictions are scored by.
+METRICS = Registry(
+    'metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['ddetr_plugin.evaluation']
 )
