@@ -65,7 +65,9 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric='bbox'
+    type='ddetr_plugin.CocoMetric',
+    ann_file=data_root + 'annotations/instances_val.json',
+    metric='bbox',
 )
 test_evaluator = val_evaluator
 

@@ -22,3 +22,5 @@ custom_hooks = [
 ]
 vis_backends = [dict(type='ddetr_plugin.LenientVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
+val_evaluator = dict(type='ddetr_plugin.CocoMetric')
+test_evaluator = dict(type='ddetr_plugin.CocoMetric')

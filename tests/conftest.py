@@ -116,7 +116,9 @@ def tiny_job(tmp_path, tiny_coco):
         )
 
     def write(name='tiny.py', **changes):
-        evaluator = dict(type='CocoMetric', ann_file=str(tiny_coco.annotations), metric='bbox')
+        evaluator = dict(
+            type='ddetr_plugin.CocoMetric', ann_file=str(tiny_coco.annotations), metric='bbox'
+        )
         model = tiny_config(
             embed_dims=16,
             dropout=0.1,

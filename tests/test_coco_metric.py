@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from evaluation_cases import annotation, found, ordinary, score, write_truth
-from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.evaluator import Evaluator
 from mmengine.structures import InstanceData
 
 from ddetr_plugin.evaluation import CocoMetric, read_detections, require_finite
 from ddetr_plugin.models.assigner import NotFiniteError
+
+# isort: split
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 
 SAMPLE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'coco_sample' / 'annotations'
 needs_sample = pytest.mark.skipif(

@@ -71,7 +71,7 @@ def test_masks_are_trained_and_evaluated_from_the_command_line(
         box['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     file = tmp_path / 'polygons.json'
     file.write_text(json.dumps(content))
-    evaluator = dict(type='CocoMetric', ann_file=str(file), metric=['bbox', 'segm'])
+    evaluator = dict(type='ddetr_plugin.CocoMetric', ann_file=str(file), metric=['bbox', 'segm'])
     job = tiny_job(
         **{
             'model.backbone.out_indices': (0, 1, 2, 3),

@@ -397,7 +397,10 @@ def train_and_test(config, work_dir):
         seconds = checkpoint['message_hub']['runtime_info']['train_seconds']
         # The checkpoint was written before the last validation; the run that trained timed it.
         seconds = earlier_seconds(work_dir, iteration) or seconds
-    results = runner.test()
+    try:
+        results = runner.test()
+    except STOPPED as error:
+        sys.exit(f'error: {error}')
     metrics = {
         name.removeprefix('coco/'): value
         for name, value in results.items()

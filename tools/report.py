@@ -7,6 +7,8 @@ import cv2
 import matplotlib
 import numpy as np
 
+from ddetr_plugin.evaluation import read_detections
+
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
 
@@ -95,9 +97,12 @@ def draw_detections(split, result_file, out_dir):
 
     Args:
         split: check_dataset.Split that was evaluated.
-        result_file: detections as COCO JSON, boxes (x, y, w, h) in pixels.
+        result_file: detections as COCO JSON; see `ddetr_plugin.evaluation.read_detections`.
         out_dir: gets detections/ with a PNG at each picture's path, ground truth left and
             detections right, and detections.png with all of them.
+
+    Raises:
+        NotFiniteError: a box or a score in `result_file` is NaN or infinite.
     """
     categories = split.content['categories']
     names = {c['id']: (i, str(c['name'])) for i, c in enumerate(categories)}
@@ -105,7 +110,7 @@ def draw_detections(split, result_file, out_dir):
     for entry in split.content['annotations']:
         index, name = names[entry['category_id']]
         truths.setdefault(entry['image_id'], []).append((entry['bbox'], index, name))
-    for entry in json.loads(Path(result_file).read_text()):
+    for entry in read_detections(result_file):
         if entry['score'] >= SCORE_THR:
             index, name = names[entry['category_id']]
             row = (entry['bbox'], index, f'{name} {entry["score"]:.2f}')

@@ -38,7 +38,7 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(
     _delete_=True,
-    type='CocoPanopticMetric',
+    type='ddetr_plugin.CocoPanopticMetric',
     ann_file=_base_.data_root + 'annotations/panoptic_val2017.json',
     seg_prefix=_base_.data_root + 'annotations/panoptic_val2017/',
     backend_args=_base_.backend_args,

@@ -70,7 +70,7 @@ class PanopticMaskHead(MaskHead):
         """As `MaskHead.predict`; also adds `pred_panoptic_seg`, with `sem_seg` (1, h, w) int64.
 
         A pixel is the class of its segment, for things + 1000 * (1, 2, ...), or `num_classes`;
-        what mmdet's CocoPanopticMetric reads. Only a query's best class counts.
+        what CocoPanopticMetric reads. Only a query's best class counts.
         """
         super().predict(inputs, samples, rescale)
         features = self.prepare(inputs)
