@@ -115,6 +115,26 @@ def test_the_registry_needs_mmengine_and_nothing_else():
     assert modules(PACKAGE / 'registry.py') == {'mmengine.registry'}
 
 
+def test_the_metrics_extend_mmdets_and_know_nothing_of_models_but_their_error():
+    for path in sources(PACKAGE / 'evaluation'):
+        names = modules(path)
+        ours = {name for name in names if within(name, 'ddetr_plugin')}
+        assert all(
+            within(
+                name,
+                'ddetr_plugin.evaluation',
+                'ddetr_plugin.registry',
+                'ddetr_plugin.models.assigner',
+            )
+            for name in ours
+        ), path
+        assert all(
+            within(name, 'mmdet.evaluation', 'mmdet.datasets.api_wrappers')
+            for name in names
+            if within(name, 'mmdet')
+        ), path
+
+
 def test_the_package_imports_no_tools_configs_or_tests():
     for path in sources(PACKAGE):
         assert not [name for name in modules(path) if within(name, 'tools', 'configs', 'tests')]
