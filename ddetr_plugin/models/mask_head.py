@@ -230,9 +230,10 @@ class MaskHead(BaseModule):
     def predict(
         self, inputs: MaskInputs, samples: Sequence[DetDataSample], rescale: bool = True
     ) -> None:
-        """Adds `masks` (n, h, w) bool to the `pred_instances` of B samples.
+        """Adds `masks` (n, h, w) bool and `mask_scores` (n,) to the `pred_instances` of B samples.
 
-        Masks of the detected queries are computed, and of no other.
+        Masks of the detected queries are computed, and of no other. Mask scores are the scores,
+        but NaN where a logit of the mask is not finite, as the mask itself does not show it.
 
         Args:
             inputs: of the batch.
@@ -244,8 +245,15 @@ class MaskHead(BaseModule):
         for i, sample in enumerate(samples):
             # A query may be detected as several classes.
             queries, place = sample.pred_instances.queries.unique(return_inverse=True)
-            parts = self.full_size_logits(features, inputs, i, queries, sample.metainfo, rescale)
-            sample.pred_instances.masks = torch.cat([part > 0 for part in parts])[place]
+            masks, finite = [], []
+            for logits in self.full_size_logits(
+                features, inputs, i, queries, sample.metainfo, rescale
+            ):
+                masks.append(logits > 0)
+                finite.append(logits.isfinite().flatten(1).all(1))
+            found = sample.pred_instances
+            found.masks = torch.cat(masks)[place]
+            found.mask_scores = found.scores.where(torch.cat(finite)[place], math.nan)
 
     def full_size_logits(
         self,

@@ -13,6 +13,8 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from transfers import count_transfers
 
 from ddetr_plugin.checkpoints import export
+from ddetr_plugin.evaluation import require_finite
+from ddetr_plugin.models.assigner import NotFiniteError
 from ddetr_plugin.models.criterion import Matches, Targets
 from ddetr_plugin.registry import MODELS
 
@@ -219,6 +221,29 @@ def test_masks_train_the_detector_unless_it_is_frozen():
 def test_freezing_without_a_mask_head_is_refused():
     with pytest.raises(ValueError, match='freeze_detector trains the mask head alone'):
         MODELS.build(masks_config(freeze_detector=True) | dict(mask_head=None))
+
+
+def test_a_mask_of_nan_is_told_by_its_score_and_refused():
+    """The mask itself is empty then, and an empty mask is a prediction like others."""
+    model = build(masks_config()).eval()
+    inputs, samples = masked_batch()
+    with torch.no_grad():
+        for sample in model.predict(inputs, samples):
+            assert torch.equal(sample.pred_instances.mask_scores, sample.pred_instances.scores)
+        query = sample.pred_instances.queries[3]
+        forward = model.mask_head.forward
+
+        def break_one(features, hidden, picture):
+            wanted = model.forward_batch(inputs, samples).mask_inputs.hidden[-1, query]
+            logits = forward(features, hidden, picture)
+            broken = (hidden == wanted).all(1) & (picture == len(samples) - 1)
+            return logits.masked_fill(broken[:, None, None], math.nan)
+
+        model.mask_head.forward = break_one
+        first, last = model.predict(inputs, samples)
+    require_finite(first.pred_instances, 'first.png')
+    with pytest.raises(NotFiniteError, match=f'mask score of query {query} on image last.png'):
+        require_finite(last.pred_instances, 'last.png')
 
 
 @pytest.mark.parametrize('rescale', [True, False])
