@@ -94,6 +94,7 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         self.mask_head = None if mask_head is None else MODELS.build(mask_head)
         if freeze_detector:
             self.freeze()
+        self.freeze_stages()
         if compile is not None:
             for module in (self.encoder, self.decoder):
                 module.compile(fullgraph=True, **compile)

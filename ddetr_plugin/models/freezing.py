@@ -1,4 +1,4 @@
-"""Detectors whose mask head can be trained alone."""
+"""Detectors of which parts are not trained: stages of the backbone, or all but the mask head."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ __all__ = ['FreezableDetector']
 
 
 class FreezableDetector(nn.Module):
-    """For detectors with a part `mask_head`: freezes the others.
+    """For detectors with a part `mask_head`: freezes the others, and what a backbone freezes.
 
     Attributes:
         freeze_detector: all parts but the mask head get no gradients and run as in evaluation.
@@ -28,6 +28,15 @@ class FreezableDetector(nn.Module):
         self.freeze_detector = True
         for part in self._detector_parts():
             part.requires_grad_(False)
+
+    def freeze_stages(self) -> None:
+        """Lets the backbone freeze its `frozen_stages` now; for the end of `__init__`.
+
+        Many of mmdet's, such as SwinTransformer and EfficientNet, do so in `train`, which a runner
+        calls after it has wrapped the model: DistributedDataParallel would wait for gradients of
+        parameters that get none.
+        """
+        self.train()
 
     def train(self, mode: bool = True) -> 'FreezableDetector':
         """As every module's; a frozen detector stays in evaluation."""

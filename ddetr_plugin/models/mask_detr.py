@@ -105,6 +105,7 @@ class MaskDETR(FreezableDetector, DETR):
         self.mask_head = MODELS.build(mask_head)
         if freeze_detector:
             self.freeze()
+        self.freeze_stages()
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """The neck's map (B, C, H, W) of pictures (B, 3, H, W), in a tuple."""

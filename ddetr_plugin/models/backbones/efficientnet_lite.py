@@ -70,6 +70,9 @@ class EfficientNetLite0(EfficientNet):
             **extra,
         )
         self.pretrained = pretrained
+        # Freezes the stages. mmdet leaves that to the training, which comes after the model was
+        # wrapped for several processes.
+        self.train()
         self.to(memory_format=torch.channels_last)
 
     def init_weights(self) -> None:
