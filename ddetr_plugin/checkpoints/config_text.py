@@ -1,57 +1,67 @@
-"""A model's config out of the text of a config file in Python, which is read but not run."""
+"""Configs as checkpoints hold them: Python that is read, and never run."""
 
 import ast
 from typing import Any
 
-__all__ = ['UNREADABLE', 'is_readable', 'model_of_config']
-
-# Stands for what is not written out: a variable, a call other than dict().
-UNREADABLE = type('Unreadable', (), {'__repr__': lambda self: '(not written out)'})()
+__all__ = ['SourceText', 'is_written_out', 'model_of_config', 'read_config_text']
 
 
-def model_of_config(text: str) -> dict:
-    """What a config assigns to `model`; `UNREADABLE` in it is what the text does not write out.
+class SourceText(str):
+    """The source of a value that a config does not write out: a variable, a call but dict()."""
+
+
+def read_config_text(text: str) -> dict[str, Any]:
+    """The variables of a config that `Config.pretty_text` wrote, with their values.
 
     Args:
-        text: such as mmengine puts into its checkpoints.
+        text: assignments of numbers, strings, lists, tuples and dicts, also as ``dict(...)``.
 
     Returns:
-        Numbers, words, None, and dicts, lists and tuples of them; empty if there is no model, or
-        the text is no Python.
+        Name -> value. What is anything else is its `SourceText`; tuples are lists, as JSON has
+        them. Empty if the text is not Python.
     """
     try:
-        for statement in ast.parse(text).body:
-            names = [t.id for t in getattr(statement, 'targets', ()) if isinstance(t, ast.Name)]
-            if 'model' in names:
-                model = _literal(statement.value)  # type: ignore[attr-defined]
-                return model if isinstance(model, dict) else {}
+        return {
+            target.id: _value(statement.value)
+            for statement in ast.parse(text).body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
     except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
-        pass
-    return {}
+        return {}
 
 
-def is_readable(value: Any) -> bool:
-    """Whether a value, with all that is in it, is written out."""
+def model_of_config(text: str) -> dict[str, Any]:
+    """What a config assigns to `model`; empty if that is no dict, or the text is not Python."""
+    model = read_config_text(text).get('model')
+    return model if isinstance(model, dict) else {}
+
+
+def is_written_out(value: Any) -> bool:
+    """Whether a value, with all that is in it, is anything but `SourceText`."""
     if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return value is not UNREADABLE
-    return all(map(is_readable, value))
+        value = list(value.values())
+    if isinstance(value, list):
+        return all(map(is_written_out, value))
+    return not isinstance(value, SourceText)
 
 
-def _literal(node: ast.expr) -> Any:
+def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        if node.args or any(word.arg is None for word in node.keywords):
-            return UNREADABLE
-        return {word.arg: _literal(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values) if k is not None}
-    if isinstance(node, ast.List):
-        return [_literal(element) for element in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_literal(element) for element in node.elts)
+        # dict(a=1), dict({'b.c': 2}) and dict(a=1, **{'b.c': 2}) are all written.
+        parts = [_value(part) for part in node.args]
+        parts += [_value(word.value) for word in node.keywords if word.arg is None]
+        if not all(isinstance(part, dict) for part in parts):
+            return SourceText(ast.unparse(node))
+        named = {word.arg: _value(word.value) for word in node.keywords if word.arg is not None}
+        return {key: value for part in (*parts, named) for key, value in part.items()}
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values) if key}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
     try:
-        # Numbers with a sign, words, None.
+        # Numbers with a sign, strings, None.
         return ast.literal_eval(node)
     except ValueError:
-        return UNREADABLE
+        return SourceText(ast.unparse(node))

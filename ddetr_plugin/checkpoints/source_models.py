@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.config_text import is_readable, model_of_config
+from ddetr_plugin.checkpoints.config_text import is_written_out, model_of_config
 from ddetr_plugin.checkpoints.names import with_common_names
 from ddetr_plugin.checkpoints.resnets import RESNETS
 from ddetr_plugin.checkpoints.transformers_models import (
@@ -78,7 +78,7 @@ def _mmdet(model: dict, state: Mapping[str, Tensor]) -> nn.Module:
             f"the config in the file is of a {model['type']}, expected mmdet's DeformableDETR"
         )
     parts = {key: model[key] for key in _MMDET_PARTS if key in model}
-    if not is_readable(parts):
+    if not is_written_out(parts):
         raise ValueError('the config in the file is not written out: it has variables or calls')
     parts = _safe(parts, 'model')
     # Its default, as every config has it, is not what the decoder can do.

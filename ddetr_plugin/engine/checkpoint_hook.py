@@ -24,6 +24,7 @@ from ddetr_plugin.engine.durable_files import (
     write_text,
 )
 from ddetr_plugin.engine.resume_check import check_resumable
+from ddetr_plugin.engine.resumed_settings import apply_present_settings
 from ddetr_plugin.engine.resumption import remove_orphans, resume_path
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir_together
 from ddetr_plugin.registry import HOOKS
@@ -62,6 +63,8 @@ class AtomicCheckpointHook(CheckpointHook):
     * If a checkpoint cannot be written (full disk, quota), the previous ones stay, an error is
       logged and the training goes on: space may be there at the next one. After `max_failures`
       in a row, or where no more will follow, the training stops with the reason.
+    * A resumed run has the learning rates, weight decays, schedules and other settings of its
+      config, not those of the checkpoint; the log tells what differs, and what does not apply.
     * A file of the best weights is there if and only if the newest checkpoint names it, except
       for a moment; what a kill or a full disk leaves over is removed.
     * One training at a time has the work folder: a second one, whose files would be taken for
@@ -117,6 +120,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._resumed = bool(runner._resume)
+        if self._resumed:
+            apply_present_settings(runner, checkpoint)
 
     def before_train(self, runner) -> None:
         super().before_train(runner)

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from ddetr_plugin.checkpoints.loading import load_file
+from ddetr_plugin.engine.resumed_optimizer import base_settings, drop_untrained
 from ddetr_plugin.engine.resumption import ResumeError
 
 __all__ = ['check_resumable']
@@ -103,8 +104,10 @@ def what_optimizer_differs(state: Mapping | None, optimizer: Optimizer | None) -
         return "it was saved without the optimiser's state, as the best ones are"
     if optimizer is None or 'param_groups' not in state:
         return None
+    state = dict(state, param_groups=[*state['param_groups']])
+    drop_untrained(state, optimizer)
     one, other = state['param_groups'], optimizer.param_groups
-    if any((kind in one[0]) != (kind in other[0]) for kind in KINDS):
+    if any((kind in base_settings(one[0])) != (kind in base_settings(other[0])) for kind in KINDS):
         return f'it is of an optimiser of another kind than {type(optimizer).__name__}'
     sizes, own = ([len(group['params']) for group in groups] for groups in (one, other))
     if len(sizes) != len(own):
