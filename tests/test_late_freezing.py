@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from builders import tiny_config
 from test_distributed import (
     SAME_TRAINING,
@@ -93,3 +94,25 @@ def test_our_backbone_is_frozen_without_a_detector():
     model = MODELS.build(dict(backbone))
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert {name.split('.')[1] for name in frozen} == {'0', '1', '2'}
+
+
+def test_a_sharded_run_resumes_with_the_learning_rate_of_its_config(
+    recorded_job,  # noqa: F811
+    tmp_path,
+):
+    """With schedules and several groups; a rate of 0 shows that it is used."""
+    changes = dict(
+        changes_for('SwinTransformer'),
+        param_scheduler=[dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=6)],
+        **SHARDED,
+    )
+    changes['optim_wrapper']['optimizer'] = dict(type='AdamW', lr=1e-3, weight_decay=0.1)
+    changes['optim_wrapper']['paramwise_cfg'] = dict(custom_keys=dict(neck=dict(lr_mult=0.5)))
+    config = recorded_job(**changes)
+    train(config, tmp_path / 'whole', 2, 2)
+    first = torch.load(tmp_path / 'whole' / 'epoch_1.pth')['state_dict']
+    resume = ['resume=True', f'load_from={tmp_path}/whole/epoch_1.pth']
+    _, weights = train(config, tmp_path / 'rest', 2, 2, *resume, 'optim_wrapper.optimizer.lr=0.0')
+    for name, weight in weights.items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(weight, first[name]), name
