@@ -3,6 +3,7 @@
 from ddetr_plugin.datasets.load_checked import BrokenPictureError, LoadImageChecked
 from ddetr_plugin.datasets.load_panoptic import LoadPanopticInstances
 from ddetr_plugin.datasets.load_resized import LoadImageResized
+from ddetr_plugin.datasets.mmdet_loaders import with_mmdet_loaders
 from ddetr_plugin.datasets.official_coco import OfficialCocoDataset
 from ddetr_plugin.datasets.official_resize import OfficialResize
 
@@ -13,4 +14,5 @@ __all__ = [
     'LoadPanopticInstances',
     'OfficialCocoDataset',
     'OfficialResize',
+    'with_mmdet_loaders',
 ]
