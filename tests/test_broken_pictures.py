@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from ddetr_plugin.datasets import BrokenPictureError, LoadImageChecked
-from ddetr_plugin.datasets.load_checked import missing_end
+from ddetr_plugin.datasets.image_files import missing_end
 from ddetr_plugin.registry import DATASETS
 
 

@@ -20,7 +20,7 @@ from ddetr_plugin.data_checks import (
     find_missing,
     read_annotations,
 )
-from ddetr_plugin.datasets.load_checked import missing_end
+from ddetr_plugin.datasets.image_files import missing_end
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from ddetr_plugin.data_checks.splits import (
     check_split,
     check_splits,
 )
+from ddetr_plugin.datasets.image_files import decoding_of
 from ddetr_plugin.engine.foreign_checkpoints import class_names
 
 __all__ = ['check_config', 'config_scales', 'has_checked_data']
@@ -53,15 +54,16 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
             split = Split(name, ann_file, folder, content)
             splits[name].append((split, classes))
             scored = name != 'train'
+            decoding = decoding_of(dataset.get('pipeline'))
             if panoptic:
                 seg = prefixes.get('seg')
                 maps = None if seg is None else Path(_join(dataset, seg))
                 num_things = _num_things(dataset, model)
                 findings += check_panoptic_split(
-                    split, maps, classes, num_things, scales, decode, scored
+                    split, maps, classes, num_things, scales, decode, scored, decoding
                 )
             else:
-                findings += check_split(split, scales, decode, scored)
+                findings += check_split(split, scales, decode, scored, decoding)
                 findings += check_class_names(split, classes) if classes is not None else []
             if classes is not None:
                 findings += _check_model(model, len(classes), ann_file)

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 
 from ddetr_plugin.data_checks.findings import Finding
-from ddetr_plugin.data_checks.pictures import check_each, file_name, find_missing, missing_file
+from ddetr_plugin.data_checks.pictures import check_each, file_name, find_missing
 from ddetr_plugin.data_checks.segments import is_map_id
-from ddetr_plugin.datasets.load_checked import missing_end
+from ddetr_plugin.datasets.image_files import missing_end
 from ddetr_plugin.datasets.load_panoptic import decode_segment_ids
 
 __all__ = ['check_maps', 'find_missing_maps']
@@ -31,6 +31,10 @@ def check_maps(folder: Path, content: dict) -> list[Finding]:
         folder: `data_prefix.seg` of the dataset.
         content: as `read_panoptic` returns it.
     """
+    findings = find_missing_maps(folder, content)
+    if not folder.is_dir():
+        return findings
+    missing = {finding.file for finding in findings}
     listed: dict = {}
     for annotation in content['annotations']:
         ids = listed.setdefault(annotation['image_id'], [])
@@ -39,7 +43,8 @@ def check_maps(folder: Path, content: dict) -> list[Finding]:
     def check(image):
         return _check_map(folder, image, listed.get(image['id'], []))
 
-    return check_each(check, content['images'])
+    present = [i for i in content['images'] if str(folder / file_name(i, 'seg')) not in missing]
+    return findings + check_each(check, present)
 
 
 def _check_map(folder: Path, image: dict, listed: list) -> Iterator[Finding]:
@@ -48,9 +53,6 @@ def _check_map(folder: Path, image: dict, listed: list) -> Iterator[Finding]:
     def finding(level, kind, detail, remedy):
         return Finding(level, kind, str(path), 'image', image['id'], detail, remedy)
 
-    if not path.is_file():
-        yield missing_file(folder, image, 'seg')
-        return
     ids = None
     try:
         reason = missing_end(path)

@@ -9,9 +9,10 @@ from ddetr_plugin.data_checks.boxes import Report
 from ddetr_plugin.data_checks.entries import reporter
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.data_checks.maps import check_maps, find_missing_maps
-from ddetr_plugin.data_checks.pictures import Scales, check_pictures, find_missing
+from ddetr_plugin.data_checks.pictures import Scales
 from ddetr_plugin.data_checks.segments import check_segments
-from ddetr_plugin.data_checks.splits import Split, check_labels
+from ddetr_plugin.data_checks.splits import Split, check_images, check_labels
+from ddetr_plugin.datasets.image_files import AS_MMCV, Decoding
 
 __all__ = ['check_panoptic_split']
 
@@ -24,6 +25,7 @@ def check_panoptic_split(
     scales: Scales = (),
     decode: bool = True,
     scored: bool = True,
+    decoding: Decoding = AS_MMCV,
 ) -> list[Finding]:
     """All findings of one split whose annotations are segments.
 
@@ -35,16 +37,14 @@ def check_panoptic_split(
         scales: (width, height) pairs that pictures are resized to, their ratio kept.
         decode: look into every picture and map; else only whether it is there.
         scored: whether predictions are to be compared with it.
+        decoding: how the pipeline decodes pictures.
     """
     file, content, training = split.ann_file, split.content, split.name == 'train'
     findings = check_segments(file, content, training, scored)
     findings += _check_things(file, content, classes, num_things)
     if classes is not None:
         findings += check_labels(split, classes)
-    if decode:
-        findings += check_pictures(split.image_folder, content['images'], scales)
-    else:
-        findings += find_missing(split.image_folder, content['images'])
+    findings += check_images(split, scales, decode, decoding)
     if maps is not None:
         return findings + (check_maps if decode else find_missing_maps)(maps, content)
     if training:

@@ -7,10 +7,13 @@ from typing import NamedTuple
 from ddetr_plugin.data_checks.annotations import check_annotations
 from ddetr_plugin.data_checks.findings import Finding, has_errors
 from ddetr_plugin.data_checks.pictures import Scales, check_pictures, find_missing
+from ddetr_plugin.data_checks.whereabouts import Whereabouts, dataset_folder
+from ddetr_plugin.datasets.image_files import AS_MMCV, Decoding
 
 __all__ = [
     'Split',
     'check_class_names',
+    'check_images',
     'check_labels',
     'check_split',
     'check_splits',
@@ -40,7 +43,11 @@ class Split(NamedTuple):
 
 
 def check_split(
-    split: Split, scales: Scales = (), decode: bool = True, scored: bool = True
+    split: Split,
+    scales: Scales = (),
+    decode: bool = True,
+    scored: bool = True,
+    decoding: Decoding = AS_MMCV,
 ) -> list[Finding]:
     """All findings of one split.
 
@@ -49,12 +56,22 @@ def check_split(
         scales: (width, height) pairs that pictures are resized to, their ratio kept.
         decode: look into every picture; else only whether it is there.
         scored: whether detections are to be compared with it.
+        decoding: how the pipeline decodes pictures.
     """
-    images = split.content['images']
     findings = check_annotations(split.ann_file, split.content, split.name == 'train', scored)
-    if decode:
-        return findings + check_pictures(split.image_folder, images, scales)
-    return findings + find_missing(split.image_folder, images)
+    return findings + check_images(split, scales, decode, decoding)
+
+
+def check_images(
+    split: Split, scales: Scales = (), decode: bool = True, decoding: Decoding = AS_MMCV
+) -> list[Finding]:
+    """Of one split, what is wrong with its image files; arguments as `check_split`."""
+    folder, images = split.image_folder, split.content['images']
+    whereabouts = Whereabouts([folder, dataset_folder(split.ann_file)])
+    if not decode:
+        return find_missing(folder, images, whereabouts=whereabouts)
+    annotations = split.content['annotations']
+    return check_pictures(folder, images, scales, annotations, decoding, whereabouts)
 
 
 def check_splits(

@@ -1,5 +1,6 @@
 """What the data pipeline needs beyond mmdet's datasets and transforms."""
 
+from ddetr_plugin.datasets.image_files import Decoding, UnreadableImageError, read_image
 from ddetr_plugin.datasets.load_checked import BrokenPictureError, LoadImageChecked
 from ddetr_plugin.datasets.load_panoptic import LoadPanopticInstances
 from ddetr_plugin.datasets.load_resized import LoadImageResized
@@ -9,10 +10,13 @@ from ddetr_plugin.datasets.official_resize import OfficialResize
 
 __all__ = [
     'BrokenPictureError',
+    'Decoding',
     'LoadImageChecked',
     'LoadImageResized',
     'LoadPanopticInstances',
     'OfficialCocoDataset',
     'OfficialResize',
     'with_mmdet_loaders',
+    'UnreadableImageError',
+    'read_image',
 ]

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import tempfile
 import weakref
 from pathlib import Path
@@ -11,54 +10,14 @@ from pathlib import Path
 from mmcv.transforms import BaseTransform
 from mmengine.logging import print_log
 
+from ddetr_plugin.datasets.image_files import missing_end
 from ddetr_plugin.registry import TRANSFORMS
 
-__all__ = ['BrokenPictureError', 'LoadImageChecked', 'missing_end']
-
-JPEG_START, JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
-# The markers that end a scan: neither a stuffed zero, a restart nor a filling byte.
-JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
-PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND\xaeB`\x82'
+__all__ = ['BrokenPictureError', 'LoadImageChecked']
 
 
 class BrokenPictureError(ValueError):
     """Pictures cannot be read; the message lists them all with the reasons."""
-
-
-def missing_end(path: str | os.PathLike) -> str | None:
-    """Why a local picture is not whole, or None if it is, as far as its last bytes tell.
-
-    Decoders fill in what a truncated JPEG or PNG lacks, and say nothing. Of other formats nothing
-    is checked here.
-    """
-    with open(path, 'rb') as file:
-        start = file.read(len(PNG_START))
-        if start.startswith(JPEG_START):
-            ends = JPEG_END
-        elif start == PNG_START:
-            ends = PNG_END
-        else:
-            return None if start else 'it is empty'
-        file.seek(-len(ends), os.SEEK_END)
-        if file.read() == ends:
-            return None
-        # Some cameras write more after the end.
-        file.seek(0)
-        content = file.read()
-    whole = _jpeg_ends(content) if ends == JPEG_END else ends in content
-    return None if whole else f'it is truncated after {len(content)} bytes'
-
-
-def _jpeg_ends(content: bytes) -> bool:
-    """Whether a JPEG has its own end marker; a thumbnail before it and what follows have others."""
-    position = len(JPEG_START) - 1
-    while marker := JPEG_MARKER.search(content, position):
-        if marker[0] == JPEG_END:
-            return True
-        # A segment says how long it is; a scan's data, which has no length, follows its segment.
-        length = int.from_bytes(content[marker.end() : marker.end() + 2], 'big')
-        position = marker.end() + length
-    return False
 
 
 class Ledger:

@@ -1,11 +1,11 @@
 """Panoptic annotations as a detector with masks learns them: every segment is an instance."""
 
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.structures.mask import BitmapMasks
 from mmengine.fileio import get
 
+from ddetr_plugin.datasets.image_files import UnreadableImageError, decode_image
 from ddetr_plugin.registry import TRANSFORMS
 
 __all__ = ['LoadPanopticInstances', 'decode_segment_ids']
@@ -16,8 +16,9 @@ ID_OF_BGR = (65536, 256, 1)
 
 def decode_segment_ids(content: bytes) -> np.ndarray | None:
     """Each pixel's segment, (H, W) int32, of the bytes of a PNG; None if it cannot be decoded."""
-    bgr = mmcv.imfrombytes(content, flag='color') if content else None
-    if bgr is None:
+    try:
+        bgr = decode_image(content)
+    except UnreadableImageError:
         return None
     return sum(bgr[..., i].astype(np.int32) * factor for i, factor in enumerate(ID_OF_BGR))
 

@@ -11,6 +11,7 @@ from mmdet.datasets.transforms import Resize
 from mmengine import fileio
 from PIL import Image
 
+from ddetr_plugin.datasets.image_files import UnreadableImageError, decode_image
 from ddetr_plugin.registry import TRANSFORMS
 
 __all__ = ['LoadImageResized', 'largest_reduction', 'read_jpeg_header']
@@ -129,11 +130,9 @@ class LoadImageResized(Resize):
         if self._decode_reduced(data, results):
             return
         try:
-            picture = mmcv.imfrombytes(data)
-        except cv2.error as error:
+            picture = decode_image(data)
+        except UnreadableImageError as error:
             raise ValueError(f'cannot decode {results["img_path"]}: {error}') from error
-        if picture is None:
-            raise ValueError(f'cannot decode {results["img_path"]}: it is no picture')
         results['img'] = picture
         results['ori_shape'] = picture.shape[:2]
         super()._resize_img(results)
