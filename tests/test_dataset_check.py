@@ -75,7 +75,7 @@ def test_good_data_has_no_findings(data):
         (lambda c: c['annotations'][0].update(bbox=[60, 1, 9, 5]), 'warning', 'leave their'),
         (lambda c: c['annotations'][0].update(area=0), 'warning', 'area is not positive'),
         (lambda c: c['annotations'].clear(), 'error', 'no boxes at all'),
-        (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'error', 'no boxes at all'),
+        (lambda c: [a.update(iscrowd=1) for a in c['annotations']], 'error', 'no boxes but'),
         (lambda c: [a.update(bbox=[1, 1, 0, 5]) for a in c['annotations']], 'error', 'no boxes at'),
         (lambda c: c['annotations'].clear(), 'warning', 'classes without boxes'),
         (lambda c: c['images'][0].update(file_name='02.png'), 'warning', 'listed more than once'),

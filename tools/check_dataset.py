@@ -23,8 +23,10 @@ from pathlib import Path
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.data_checks import (
+    BOX_FORMS,
     SHOWN,
     Split,
+    check_capacity,
     check_class_names,
     check_config,
     check_split,
@@ -34,6 +36,7 @@ from ddetr_plugin.data_checks import (
     is_scored,
     print_findings,
     read_annotations,
+    to_pixels,
     write_report,
 )
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
@@ -62,7 +65,7 @@ SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test'
 SCALES = ((320, 320),)  # the smallest that configs/*_custom.py resizes to
 
 
-def find_split(folder, name):
+def find_split(folder, name, boxes='pixels'):
     """The Split called `name` ('train' or 'val') under `folder`, or None.
 
     Raises:
@@ -72,6 +75,7 @@ def find_split(folder, name):
         for pattern in ANNOTATION_FILES:
             for ann_file in sorted(folder.glob(pattern.format(alias))):
                 content = read_annotations(ann_file)
+                content = content if boxes == 'pixels' else to_pixels(content, boxes)
                 return Split(name, ann_file, find_images(folder, alias, ann_file, content), content)
     return None
 
@@ -90,12 +94,13 @@ def find_images(folder, alias, ann_file, content):
     return max(candidates, key=lambda c: sum((c / name).is_file() for name in names))
 
 
-def check_folder(folder, scales=SCALES):
+def check_folder(folder, scales=SCALES, boxes='pixels'):
     """Finds and checks the splits of a data set.
 
     Args:
         folder: of the data set.
         scales: (width, height) pairs that pictures are resized to, their ratio kept.
+        boxes: what their numbers are: 'pixels', or a key of `BOX_FORMS`.
 
     Returns:
         (train Split, val Split or None, list of Findings).
@@ -107,7 +112,7 @@ def check_folder(folder, scales=SCALES):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder} is not a folder')
-    train, val = (find_split(folder, name) for name in ('train', 'val'))
+    train, val = (find_split(folder, name, boxes) for name in ('train', 'val'))
     if train is None:
         raise FileNotFoundError(
             f'{folder} has no training annotations; expected annotations/instances_train.json '
@@ -120,12 +125,36 @@ def check_folder(folder, scales=SCALES):
     return train, val, findings
 
 
+def check_model(model, train, val=None):
+    """The Findings about splits of a folder that a config's `model` is too small for."""
+    return [
+        finding
+        for split in (train, val)
+        if split is not None
+        for finding in check_capacity(
+            model, split.ann_file, split.content, None, split is val or val is None
+        )
+    ]
+
+
 def describe(split):
     """One line about a split."""
     content = split.content
+    there = '' if split.image_folder.is_dir() else ', which does not exist'
     return (
-        f'{split.name}: {len(content["images"])} pictures in {split.image_folder}, '
+        f'{split.name}: {len(content["images"])} pictures in {split.image_folder}{there}, '
         f'{len(content["annotations"])} boxes, {len(content["categories"])} classes'
+    )
+
+
+def add_box_forms(parser):
+    """Adds --boxes: what the numbers of a folder's boxes are."""
+    parser.add_argument(
+        '--boxes',
+        choices=('pixels', *BOX_FORMS),
+        default='pixels',
+        help='what the four numbers of a box are: x, y, width, height in pixels, the same as '
+        'shares of the image (normalised), or its corners or centre and size as such shares',
     )
 
 
@@ -136,6 +165,7 @@ def main(arguments=None):
     parser.add_argument('folder', nargs='?', help='data set in COCO format')
     parser.add_argument('--config', help='config to train it with')
     parser.add_argument('--json', metavar='REPORT', type=Path, help='write all findings here')
+    add_box_forms(parser)
     args = parser.parse_args(arguments)
     if not args.folder and not args.config:
         parser.error('name a folder, a config with --config, or both')
@@ -143,11 +173,12 @@ def main(arguments=None):
         config = load_config(args.config) if args.config else {}
         if args.folder:
             scales = config_scales(config) or SCALES
-            train, val, findings = check_folder(args.folder, scales)
+            train, val, findings = check_folder(args.folder, scales, args.boxes)
             classes = dataset_classes(config)
             for split in (train, val):
                 if split is not None and classes is not None:
                     findings += check_class_names(split, classes)
+            findings += check_model(config.get('model') or {}, train, val)
             print(describe(train))
             print(describe(val) if val else 'val: none; tools/demo.py takes a fifth of it instead')
         else:

@@ -117,19 +117,20 @@ def split_off_validation(train):
     return splits
 
 
-def find_data(folder, scales):
+def find_data(folder, scales, boxes='pixels'):
     """The checked splits of a data set; both name the same file if one was split off the other.
 
     Args:
         folder: of the data set.
         scales: that its pictures are resized to, see `config_scales`.
+        boxes: what their numbers are, see `check_dataset.check_folder`.
 
     Raises:
         OSError or ValueError: there is no data set in `folder`.
         SystemExit: something stands in the way of a training; it has been printed.
     """
     print(f'Checking {folder}')
-    train, val, findings = check_dataset.check_folder(folder, scales)
+    train, val, findings = check_dataset.check_folder(folder, scales, boxes)
     if check_dataset.print_findings(findings):
         sys.exit('Correct the errors above, then run the same command again.')
     if val is None:
@@ -430,6 +431,7 @@ def main():
         help='mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU; has a work '
         'folder of its own, ending with -amp',
     )
+    check_dataset.add_box_forms(parser)
     add_config_overrides(parser)
     args = parser.parse_args()
     if args.iters is not None and args.iters < 1:
@@ -445,13 +447,13 @@ def main():
             enable_amp(config)
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
-        train, val = find_data(data, config_scales(config))
+        train, val = find_data(data, config_scales(config), args.boxes)
         lock_work_dir(work_dir)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     training = describe_data(train, val)
-    held_out = train.ann_file == val.ann_file
-    if held_out:
+    rewritten = train.ann_file == val.ann_file or args.boxes != 'pixels'
+    if rewritten:
         # The user's folder is left alone.
         train, val = (
             s._replace(ann_file=work_dir / f'instances_{s.name}.json') for s in (train, val)
@@ -459,9 +461,10 @@ def main():
     fill_in(config, train, val)
     # Once more: what is said explicitly goes before what was filled in.
     config.merge_from_dict(args.cfg_options or {})
+    check_dataset.print_findings(check_dataset.check_model(config.model, train, val))
     add_clock(config)
     check_same_training(work_dir, dict(training, **describe_settings(config, train)))
-    if held_out:
+    if rewritten:
         for split in (train, val):
             split.ann_file.write_text(json.dumps(split.content))
         print(f'What is trained on and what is held out: {train.ann_file}, {val.ann_file}')

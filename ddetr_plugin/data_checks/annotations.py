@@ -12,6 +12,7 @@ from ddetr_plugin.data_checks.entries import (
     reporter,
 )
 from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.marks import check_marks
 
 __all__ = ['check_annotations']
 
@@ -38,6 +39,7 @@ def check_annotations(
     single = {box['image_id'] for box in boxes if not box.get('iscrowd')}
     check_images(content['images'], annotated, single, report)
     check_boxes(content, scored, report)
+    check_marks(boxes, report)
     return findings
 
 

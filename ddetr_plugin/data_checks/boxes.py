@@ -1,13 +1,31 @@
 """What does not fit in the boxes of an annotation file."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ['NUMBER', 'Report', 'check_boxes', 'is_box', 'report_unknown_picture']
+from ddetr_plugin.data_checks.box_forms import (
+    NUMBER,
+    CornerEvidence,
+    is_box,
+    normalised_form,
+)
 
-NUMBER = (int, float)
-# Shares of boxes from which on they look like corners.
-LEAVING, FITTING, LIKELY_CORNERS, FEW = 0.2, 0.9, 0.98, 20
+__all__ = [
+    'NUMBER',
+    'Report',
+    'check_boxes',
+    'is_box',
+    'report_unknown_class',
+    'report_unknown_picture',
+]
+
+MASKS = ('segmentation', 'keypoints')  # keys that a box can be computed of
+TYPES = {str: 'text', int: 'an integer'}
+# How boxes of other forms become COCO's, in words.
+TO_PIXELS = {
+    'normalised': 'multiply x and width by the width of the image, y and height by its height',
+    'normalised-xyxy': 'subtract x1, y1 from x2, y2, and multiply by width and height',
+    'normalised-cxcywh': 'subtract half the sides from the centre, and multiply by the size',
+}
 
 Report = Callable[..., None]
 
@@ -23,7 +41,10 @@ def check_boxes(content: dict, scored: bool, report: Report) -> None:
     categories = {category['id'] for category in content['categories']}
     images = {image['id']: image for image in content['images']}
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    corners = _CornerEvidence()
+    corners = CornerEvidence()
+    form = normalised_form(content)
+    if form is not None:
+        _report_normalised(form, content['annotations'], report)
     for annotation in content['annotations']:
         # A million boxes are looked through in a second where nothing is wrong with them.
         try:
@@ -46,26 +67,40 @@ def check_boxes(content: dict, scored: bool, report: Report) -> None:
                 corners.apart += 1
                 corners.ordered += width > x and height > y
         else:
-            _check_box(annotation, images, categories, corners, scored, report)
-    corners.report(len(content['annotations']), report)
+            _check_box(annotation, images, categories, corners, scored, form is None, report)
+    if form is None:
+        corners.report(len(content['annotations']), report)
+
+
+def _report_normalised(form: str, annotations: list[dict], report: Report) -> None:
+    count = sum(is_box(annotation.get('bbox')) for annotation in annotations)
+    example = next(a['bbox'] for a in annotations if is_box(a.get('bbox')))
+    report(
+        'error',
+        'boxes that are normalised to 0..1',
+        None,
+        None,
+        f'nearly all of {count} boxes are within 0..1, such as {example}; they look {form}',
+        f'COCO format is [x, y, width, height] in pixels: read them by --boxes {form}, or '
+        f'{TO_PIXELS[form]}',
+    )
 
 
 def _check_box(
-    annotation: dict, images: dict, categories: set, corners, scored: bool, report: Report
+    annotation: dict,
+    images: dict,
+    categories: set,
+    corners: CornerEvidence,
+    scored: bool,
+    in_pixels: bool,
+    report: Report,
 ) -> None:
     image = images.get(annotation['image_id'])
     if image is None:
-        report_unknown_picture(annotation['id'], annotation['image_id'], report)
+        report_unknown_picture(annotation['id'], annotation['image_id'], images, report)
         return
     if annotation['category_id'] not in categories:
-        report(
-            'error',
-            'annotations of unknown classes',
-            'annotation',
-            annotation['id'],
-            f'{image["file_name"]}, category_id {annotation["category_id"]}',
-            'add it to categories, or correct the annotation',
-        )
+        report_unknown_class(annotation, image['file_name'], categories, report)
     area, crowd = annotation.get('area'), annotation.get('iscrowd')
     if not isinstance(area, NUMBER) or not isinstance(crowd, NUMBER):
         numbers = dict(area=area, iscrowd=crowd)
@@ -83,14 +118,11 @@ def _check_box(
         area = 1 if 'area' in missing else area
     box = annotation.get('bbox')
     if not is_box(box):
-        report(
-            'error',
-            'boxes that are not four finite numbers',
-            'annotation',
-            annotation['id'],
-            f'{image["file_name"]}, bbox {box}',
-            'bbox is [x, y, width, height] in pixels',
-        )
+        kind, detail, remedy = _no_box(annotation)
+        detail = f'{image["file_name"]}, {detail}'
+        report('error', kind, 'annotation', annotation['id'], detail, remedy)
+        return
+    if not in_pixels:
         return
     corners.see(box, image['width'], image['height'])
     fault = _fault(box, area, image['width'], image['height'])
@@ -107,32 +139,70 @@ def _check_box(
         )
 
 
-def report_unknown_picture(annotation_id, image_id, report: Report) -> None:
-    """Reports an annotation of a picture that is not listed."""
-    report(
-        'error',
-        'annotations of unknown pictures',
-        'annotation',
-        annotation_id,
-        f'image_id {image_id}',
-        'add the picture to images, or remove the annotation',
-    )
-
-
-def is_box(box) -> bool:
-    """Whether it is a list of four finite numbers."""
+def _no_box(annotation: dict) -> tuple[str, str, str]:
+    """Kind, detail and remedy of an annotation whose box is not four finite numbers."""
+    box = annotation.get('bbox')
+    masks = [key for key in MASKS if annotation.get(key)]
+    if not box and masks:
+        return (
+            'annotations with a mask, but no box',
+            f'has {" and ".join(masks)}, but no bbox',
+            'write the bbox around it, [x, y, width, height] in pixels: the training needs boxes',
+        )
+    if isinstance(box, list) and len(box) == 5:
+        return (
+            'boxes of five numbers',
+            f'bbox {box}',
+            'boxes are upright: write [x, y, width, height] around the rotated one, without angle',
+        )
     return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(value, NUMBER) and math.isfinite(value) for value in box)
+        'boxes that are not four finite numbers',
+        f'bbox {box}',
+        'bbox is [x, y, width, height] in pixels',
     )
+
+
+def report_unknown_picture(annotation_id, image_id, known: Iterable, report: Report) -> None:
+    """Reports an annotation of a picture that is not among the `known` ids."""
+    kind = 'annotations of unknown pictures'
+    other = _of_another_type(image_id, known)
+    detail = f'image_id {_with_type(image_id, other)}'
+    remedy = 'add the picture to images, or remove the annotation'
+    if other is not None:
+        detail += f', but the image has the id {_with_type(other, other)}'
+        remedy = 'write ids as integers, in images and annotations alike'
+    report('error', kind, 'annotation', annotation_id, detail, remedy)
+
+
+def report_unknown_class(
+    region: dict, name: str | None, known: Iterable, report: Report, noun: str = 'annotation'
+) -> None:
+    """Reports a region on the image `name` whose `category_id` is not among the `known` ids."""
+    class_id = region['category_id']
+    other = _of_another_type(class_id, known)
+    detail = f'{name}, category_id {_with_type(class_id, other)}'
+    remedy = f'add it to categories, or correct the {noun}'
+    if other is not None:
+        detail += f', but categories has the id {_with_type(other, other)}'
+        remedy = f'write ids as integers, in categories and {noun}s alike'
+    report('error', f'{noun}s of unknown classes', noun, region['id'], detail, remedy)
+
+
+def _of_another_type(value, known: Iterable):
+    """The id that differs from `value` in its type alone; None without one."""
+    return next((other for other in known if str(other) == str(value)), None)
+
+
+def _with_type(value, other) -> str:
+    """A value, with its type where it matters."""
+    return str(value) if other is None else f'{value!r} ({TYPES.get(type(value), "a number")})'
 
 
 def _fault(box: list, area: float, image_width: float, image_height: float) -> tuple | None:
     """Kind and remedy of what is wrong with a box of four finite numbers; None if it is right."""
     x, y, width, height = box
     right, bottom = x + width, y + height
-    left_out = 'they are left out of the training; '
+    left_out = 'they are neither trained nor scored; '
     if width <= 0 or height <= 0:
         return 'boxes without area', f'{left_out}correct or remove them'
     if not area > 0:
@@ -145,39 +215,3 @@ def _fault(box: list, area: float, image_width: float, image_height: float) -> t
     if x < -1 or y < -1 or right > image_width + 1 or bottom > image_height + 1:
         return 'boxes that leave their picture', 'clip them to the picture'
     return None
-
-
-class _CornerEvidence:
-    """Whether boxes look like corners, [x1, y1, x2, y2], as a whole."""
-
-    def __init__(self):
-        self.leaving = 0  # boxes that leave their pictures, and of these:
-        self.fitting = 0  # those that would not, were they corners
-        self.apart = 0  # boxes away from the left and upper border, and of these:
-        self.ordered = 0  # those that could be corners
-
-    def see(self, box: list, image_width: float, image_height: float) -> None:
-        """Counts a box of four finite numbers."""
-        x, y, width, height = box
-        if x < -1 or y < -1 or x + width > image_width + 1 or y + height > image_height + 1:
-            self.leaving += 1
-            self.fitting += x < width <= image_width + 1 and y < height <= image_height + 1
-        if x > 2 and y > 2:
-            self.apart += 1
-            self.ordered += width > x and height > y
-
-    def report(self, count: int, report: Report) -> None:
-        """Says so, if most of `count` boxes look so."""
-        remedy = 'COCO format is [x, y, width, height]: subtract x1, y1 from x2, y2'
-        kind = 'boxes look like [x1, y1, x2, y2]'
-        if self.leaving > LEAVING * count and self.fitting > FITTING * self.leaving:
-            detail = (
-                f'{self.leaving} of {count} boxes leave their pictures as [x, y, width, height]'
-            )
-            report('error', kind, None, None, detail, remedy)
-        elif self.apart >= FEW and self.ordered > LIKELY_CORNERS * self.apart:
-            detail = (
-                f'of {self.apart} boxes away from the left and upper border, {self.ordered} are '
-                'wider than their x and higher than their y'
-            )
-            report('warning', kind, None, None, detail, f'look at some. {remedy}')

@@ -3,9 +3,14 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ddetr_plugin.data_checks.capacity import check_capacity
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.data_checks.panoptic import check_panoptic_split
-from ddetr_plugin.data_checks.reading import read_annotations, read_panoptic
+from ddetr_plugin.data_checks.reading import (
+    check_encoding,
+    read_annotations,
+    read_panoptic,
+)
 from ddetr_plugin.data_checks.splits import (
     Split,
     check_class_names,
@@ -51,6 +56,7 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
             except (OSError, ValueError) as error:
                 findings.append(_unreadable(ann_file, error))
                 continue
+            findings += check_encoding(ann_file)
             split = Split(name, ann_file, folder, content)
             splits[name].append((split, classes))
             scored = name != 'train'
@@ -65,6 +71,9 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
             else:
                 findings += check_split(split, scales, decode, scored, decoding)
                 findings += check_class_names(split, classes) if classes is not None else []
+                # Without a validation, detections on the training data are what anybody looks at.
+                looked_at = scored or not config.get('val_dataloader')
+                findings += check_capacity(model, ann_file, content, classes, looked_at)
             if classes is not None:
                 findings += _check_model(model, len(classes), ann_file)
     for train, learned in splits['train']:

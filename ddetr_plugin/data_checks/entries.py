@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddetr_plugin.data_checks.boxes import NUMBER, Report
 from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.marks import CROWD_REMEDY
 
 __all__ = [
     'check_categories',
@@ -37,10 +38,12 @@ def repeated(values: Iterable) -> list[tuple]:
 
 
 def is_scored(annotation: dict) -> bool:
-    """Whether a detection can match the annotation: it has a box, and is no region of a crowd."""
+    """Whether it is learned, and scored: it has a box, and is neither a crowd nor ignored."""
+    if annotation.get('iscrowd') or annotation.get('ignore'):
+        return False
     box = annotation.get('bbox')
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, NUMBER) for v in box)
-    return numbers and box[2] > 0 and box[3] > 0 and not annotation.get('iscrowd')
+    return numbers and box[2] > 0 and box[3] > 0
 
 
 def check_ids(content: dict, keys: Iterable[str], report: Report) -> None:
@@ -116,15 +119,12 @@ def check_use(
         report: as in `check_ids`.
     """
     if not any(map(is_scored, regions)):
-        report(
-            'error',
-            f'no {noun} at all',
-            None,
-            None,
-            'regions of crowds do not count',
-            'is this the right file?',
-        )
-    used = set(map(itemgetter('category_id'), regions))
+        _report_nothing(regions, noun, report)
+    used = {
+        region['category_id']
+        for region in regions
+        if not (region.get('iscrowd') or region.get('ignore'))
+    }
     for category in categories if training else ():
         if category['id'] not in used:
             report(
@@ -135,6 +135,28 @@ def check_use(
                 category['name'],
                 'annotate some, or remove the category from all annotation files',
             )
+
+
+def _report_nothing(regions: list[dict], noun: str, report: Report) -> None:
+    """Says why none of the regions can be learned."""
+    crowds = sum(bool(region.get('iscrowd')) for region in regions)
+    others = [region for region in regions if not region.get('iscrowd')]
+    ignored = sum(bool(region.get('ignore')) for region in others)
+    without = sum(not region.get('bbox') and not region.get('ignore') for region in others)
+    if regions and crowds == len(regions):
+        kind = f'no {noun} but regions of crowds'
+        detail = f'all {crowds} have iscrowd 1: nothing is learned, and nothing scored'
+        report('error', kind, None, None, detail, CROWD_REMEDY)
+        return
+    reasons = {
+        'are regions of crowds, which do not count': crowds,
+        'have ignore 1, and do not count either': ignored,
+        'have no bbox': without,
+        'have a bbox that is not four numbers, or without area': len(others) - ignored - without,
+    }
+    detail = ', '.join(f'{count} {reason}' for reason, count in reasons.items() if count)
+    remedy = 'correct them, see what is said about them' if regions else 'is this the right file?'
+    report('error', f'no {noun} at all', None, None, detail or 'annotations is empty', remedy)
 
 
 def check_images(images: list[dict], annotated: set, single: set, report: Report) -> None:

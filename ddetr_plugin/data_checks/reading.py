@@ -8,8 +8,17 @@ from operator import itemgetter
 from pathlib import Path
 
 from ddetr_plugin.data_checks.boxes import NUMBER
+from ddetr_plugin.data_checks.findings import Finding
 
-__all__ = ['read_annotations', 'read_panoptic']
+__all__ = [
+    'PLAIN',
+    'check_encoding',
+    'encoding_of',
+    'read_annotations',
+    'read_json',
+    'read_panoptic',
+    'require_coco',
+]
 
 # Some programs write 1.0, which equals 1 wherever ids are looked up.
 ID = (int, float, str)
@@ -20,6 +29,7 @@ ENTRIES = {
 }
 PANOPTIC_ENTRIES = dict(ENTRIES, annotations=dict(image_id=ID, segments_info=list))
 SEGMENT = dict(id=ID, category_id=ID)
+PLAIN = 'utf-8'  # the one encoding that pycocotools and mmdet read
 # A list of numbers, however deep. No string of JSON can hold the quotes around the key unescaped.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[^"{}]*\]')
 
@@ -36,12 +46,58 @@ def read_annotations(path: Path, polygons: bool = True) -> dict:
         OSError: there is no such file.
         ValueError: it is something else, or an entry lacks what every tool relies on.
     """
-    data = path.read_bytes()
+    data = _read_plain(path)
     if not polygons:
         data = POLYGONS.sub(b'"segmentation":[]', data)
     content = _parse(path, data)
     _check_parts(path, content, ENTRIES)
     return content
+
+
+def read_json(path: Path):
+    """What a JSON file holds, of whatever form, in UTF-8, UTF-16 or UTF-32, marked or not.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no JSON.
+    """
+    return _parse(path, _read_plain(path))
+
+
+def require_coco(path: Path, content) -> None:
+    """Raises ValueError where the content of a file is not what `read_annotations` returns."""
+    _check_parts(path, content, ENTRIES)
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a JSON file, as Python calls it: 'utf-8-sig' has a byte-order mark.
+
+    pycocotools, and with it mmdet, reads no other than `PLAIN`.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with open(path, 'rb') as file:
+        return json.detect_encoding(file.read(4))
+
+
+def check_encoding(path: Path) -> list[Finding]:
+    """An error where pycocotools, which a training reads the file with, cannot."""
+    encoding = encoding_of(path)
+    if encoding == PLAIN:
+        return []
+    marked = encoding == 'utf-8-sig'
+    return [
+        Finding(
+            'error',
+            'annotation files that pycocotools cannot read',
+            str(path),
+            None,
+            None,
+            'it begins with a byte-order mark' if marked else f'it is {encoding.upper()}',
+            'save it as UTF-8 without a byte-order mark; tools/demo.py --data reads it as it is',
+        )
+    ]
 
 
 def read_panoptic(path: Path) -> dict:
@@ -50,7 +106,7 @@ def read_panoptic(path: Path) -> dict:
     Raises:
         As `read_annotations`.
     """
-    content = _parse(path, path.read_bytes())
+    content = read_json(path)
     _check_parts(path, content, PANOPTIC_ENTRIES)
     segments = [annotation['segments_info'] for annotation in content['annotations']]
     # All at once; one by one only to say where it is.
@@ -61,6 +117,18 @@ def read_panoptic(path: Path) -> dict:
     return content
 
 
+def _read_plain(path: Path) -> bytes:
+    """The bytes of a JSON file in plain UTF-8."""
+    data = path.read_bytes()
+    encoding = json.detect_encoding(data)
+    if encoding == PLAIN:
+        return data
+    try:
+        return data.decode(encoding).encode()
+    except UnicodeError as error:
+        raise ValueError(f'{path} is not JSON: it is no {encoding.upper()}: {error}') from None
+
+
 def _parse(path: Path, data: bytes):
     # Millions of new objects that are no garbage: looking through them again and again takes
     # longer than reading.
@@ -68,6 +136,11 @@ def _parse(path: Path, data: bytes):
     gc.disable()
     try:
         return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{path} is not JSON: it is not UTF-8 (byte {error.start} is {data[error.start]:#x}). '
+            'Which program wrote it? Save it as UTF-8'
+        ) from None
     except ValueError as error:
         raise ValueError(f'{path} is not JSON: {error}') from None
     except RecursionError:

@@ -4,7 +4,13 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
-from ddetr_plugin.data_checks.boxes import NUMBER, Report, is_box, report_unknown_picture
+from ddetr_plugin.data_checks.boxes import (
+    NUMBER,
+    Report,
+    is_box,
+    report_unknown_class,
+    report_unknown_picture,
+)
 from ddetr_plugin.data_checks.entries import (
     check_categories,
     check_ids,
@@ -68,7 +74,7 @@ def _check_annotations(content: dict, report: Report) -> None:
         )
     for image_id in ids:
         if image_id not in names:
-            report_unknown_picture(image_id, image_id, report)
+            report_unknown_picture(image_id, image_id, names, report)
 
 
 def _check_segments(content: dict, scored: bool, report: Report) -> None:
@@ -121,12 +127,7 @@ def _check_segment(
             'map; 0 is a pixel without segment',
         )
     if segment['category_id'] not in categories:
-        found(
-            'error',
-            'segments of unknown classes',
-            f'category_id {segment["category_id"]}',
-            'add it to categories, or correct the segment',
-        )
+        report_unknown_class(segment, name, categories, report, 'segment')
     box, area, crowd = (segment.get(key) for key in ('bbox', 'area', 'iscrowd'))
     if not is_box(box) or not isinstance(area, NUMBER):
         found(

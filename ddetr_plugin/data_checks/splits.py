@@ -100,7 +100,12 @@ def _check_classes(train: Split, val: Split, chosen) -> list[Finding]:
     detail = f'only in {train.name}: {only[0]}; only in {val.name}: {only[1]}'
     if not any(only):
         detail = 'the same classes in another order'
-    remedy = f'write the same categories, in the same order, into {train.ann_file} as well'
+    complete, other = (train, val) if not only[1] else (val, train)
+    remedy = f'write the categories of {complete.ann_file}, in its order, into {other.ann_file}'
+    if all(only):
+        remedy = (
+            f'write all categories of both, in one order, into {train.ann_file} and {val.ann_file}'
+        )
     kind = 'classes of the splits differ'
     return [Finding('error', kind, str(val.ann_file), None, None, detail, remedy)]
 
