@@ -2,7 +2,9 @@
 
 import copy
 import json
+import shutil
 
+import check_dataset
 import pytest
 from mmengine.config import Config
 
@@ -359,3 +361,33 @@ def test_the_check_of_a_config_counts_queries(tiny_job):
     config.model.query_head.num_queries = 1
     found = [f for f in check_config(config) if 'more boxes' in f.kind]
     assert found and not has_errors(found)
+
+
+def test_normalised_boxes_of_a_folder_are_read_by_an_option(tiny_coco, tmp_path, capsys):
+    content = json.loads(tiny_coco.annotations.read_text())
+    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    for annotation in content['annotations']:
+        size = sizes[annotation['image_id']]
+        annotation['bbox'] = [value / size[i % 2] for i, value in enumerate(annotation['bbox'])]
+    folder = tmp_path / 'data'
+    shutil.copytree(tiny_coco.images, folder / 'images')
+    (folder / 'annotations').mkdir()
+    file = folder / 'annotations' / 'instances_train.json'
+    file.write_text(json.dumps(content))
+    before = file.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        check_dataset.main([str(folder)])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().out
+    assert 'error: boxes that are normalised to 0..1 (1)' in printed
+    assert 'read them by --boxes normalised' in printed
+    check_dataset.main([str(folder), '--boxes', 'normalised'])
+    assert 'nothing stands in the way' in capsys.readouterr().out
+    assert file.read_bytes() == before
+
+
+def test_the_summary_does_not_count_images_in_a_folder_that_is_not_there(tmp_path):
+    split = Split('train', tmp_path / 'a.json', tmp_path / 'images', make_content())
+    assert 'which does not exist' in check_dataset.describe(split)
+    (tmp_path / 'images').mkdir()
+    assert 'which does not exist' not in check_dataset.describe(split)

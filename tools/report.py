@@ -7,6 +7,7 @@ import cv2
 import matplotlib
 import numpy as np
 
+from ddetr_plugin.datasets import read_image
 from ddetr_plugin.evaluation import read_detections
 
 matplotlib.use('Agg')
@@ -118,7 +119,7 @@ def draw_detections(split, result_file, out_dir):
     folder = Path(out_dir) / 'detections'
     pairs = []
     for image in split.content['images'][:PICTURES]:
-        picture = cv2.imread(str(split.image_folder / image['file_name']))
+        picture = read_image(split.image_folder / image['file_name'])
         scale = max(1, -(-MIN_WIDTH // picture.shape[1]))
         pair = np.hstack(
             [

@@ -39,7 +39,7 @@ def check_annotations(
     single = {box['image_id'] for box in boxes if not box.get('iscrowd')}
     check_images(content['images'], annotated, single, report)
     check_boxes(content, scored, report)
-    check_marks(boxes, report)
+    check_marks(boxes, 'annotation', report)
     return findings
 
 

@@ -16,52 +16,43 @@ CROWD_REMEDY = (
 )
 
 
-def check_marks(annotations: list[dict], report: Report) -> None:
-    """Reports how many boxes are marked as crowds, to be ignored, or as rotated.
+def check_marks(regions: list[dict], noun: str, report: Report) -> None:
+    """Reports how many boxes or segments are marked as crowds, to be ignored, or as rotated.
 
     Args:
-        annotations: entries of the file.
+        regions: what is annotated.
+        noun: what one is called: 'annotation' or 'segment'.
         report: called with level, kind, part, id, detail and remedy of every `Finding`.
     """
-    if not annotations:
-        return
-    crowds = [a for a in annotations if a.get('iscrowd')]
-    # What `check_use` says where all of them are.
-    if MANY * len(annotations) < len(crowds) < len(annotations):
-        report(
-            'warning',
-            'many annotations are marked as crowds',
-            'annotation',
-            crowds[0]['id'],
-            f'{_share(crowds, annotations)} have iscrowd 1: they are neither learned nor scored',
-            CROWD_REMEDY,
-        )
-    ignored = [a for a in annotations if a.get('ignore') and not a.get('iscrowd')]
-    if ignored:
-        report(
-            'warning' if len(ignored) > MANY * len(annotations) else 'note',
+
+    def found(level, kind, marked, words, remedy):
+        share = f'{len(marked)} of {len(regions)} {noun}s ({len(marked) / len(regions):.0%})'
+        report(level, kind, noun, marked[0]['id'], f'{share} have {words}', remedy)
+
+    crowds = [region for region in regions if region.get('iscrowd')]
+    # Where all are, `check_use` says so.
+    if MANY * len(regions) < len(crowds) < len(regions):
+        words = 'iscrowd 1: they are neither learned nor scored'
+        found('warning', f'many {noun}s are marked as crowds', crowds, words, CROWD_REMEDY)
+    ignored = [r for r in regions if r.get('ignore') and not r.get('iscrowd')]
+    if ignored and noun == 'annotation':
+        found(
+            'warning' if len(ignored) > MANY * len(regions) else 'note',
             'annotations that are marked to be ignored',
-            'annotation',
-            ignored[0]['id'],
-            f'{_share(ignored, annotations)} have ignore 1: they are neither trained nor scored',
+            ignored,
+            'ignore 1: they are neither trained nor scored',
             'nothing, if that is meant; else remove ignore, or set it to 0',
         )
-    rotated = [a for a in annotations if 'attributes' in a and _is_rotated(a)]
+    rotated = [region for region in regions if 'attributes' in region and _is_rotated(region)]
     if rotated:
-        angle = _rotation(rotated[0])
-        report(
+        found(
             'warning',
             'rotated rectangles',
-            'annotation',
-            rotated[0]['id'],
-            f'{_share(rotated, annotations)} have attributes.rotation, the first {angle:g} degrees',
+            rotated,
+            f'attributes.rotation, the first {_rotation(rotated[0]):g} degrees',
             'boxes are upright, and rotation is not read: bbox is the rectangle before it was '
             'rotated. Write the upright box around the rotated rectangle instead',
         )
-
-
-def _share(some: list, annotations: list) -> str:
-    return f'{len(some)} of {len(annotations)} annotations ({len(some) / len(annotations):.0%})'
 
 
 def _rotation(annotation: dict) -> float:

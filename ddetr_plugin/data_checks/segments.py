@@ -20,6 +20,7 @@ from ddetr_plugin.data_checks.entries import (
     reporter,
 )
 from ddetr_plugin.data_checks.findings import Finding
+from ddetr_plugin.data_checks.marks import check_marks
 
 __all__ = ['check_segments', 'is_map_id']
 
@@ -55,6 +56,7 @@ def check_segments(file: Path, content: dict, training: bool, scored: bool = Tru
         if any(not segment.get('iscrowd') for segment in a['segments_info'])
     }
     check_images(content['images'], annotated, single, report)
+    check_marks(segments, 'segment', report)
     _check_annotations(content, report)
     _check_segments(content, scored, report)
     return findings
