@@ -25,6 +25,7 @@ from ddetr_plugin.checkpoints.row_plan import named_classes
 from ddetr_plugin.checkpoints.settings import our_settings
 from ddetr_plugin.checkpoints.verify import TOLERANCE, build_ours, verify
 from ddetr_plugin.checkpoints.writing import check_destination
+from ddetr_plugin.config_types import type_name
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 
 TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'hf')
@@ -96,8 +97,9 @@ def model_of(args, classes):
     described = config.get('model') or {}
     if not {'encoder', 'query_head', 'decoder', 'bbox_head'} <= described.keys():
         raise ValueError(
-            f"{args.config} describes a {described.get('type')}, expected this package's "
-            'Deformable DETR: the model that takes the converted weights, whatever --to says'
+            f'{args.config} describes a {type_name(described, "nameless model")}, expected this '
+            "package's Deformable DETR: the model that takes the converted weights, whatever "
+            '--to says'
         )
     model = sized(described, classes)
     return model, build_ours(model, 'meta'), dataset_classes(config)

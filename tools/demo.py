@@ -24,6 +24,7 @@ import report
 from check_dataset import config_scales, is_scored
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.config_types import has_type
 from ddetr_plugin.engine.launch import (
     STOPPED,
     add_config_overrides,
@@ -164,7 +165,7 @@ def read_config(path, overrides, work_dir, iters=None):
             f'{", ".join(NEEDED)}'
         )
     loop = config.train_cfg
-    if loop.get('type') != 'IterBasedTrainLoop' or 'max_iters' not in loop:
+    if not has_type(loop, 'IterBasedTrainLoop') or 'max_iters' not in loop:
         raise ValueError(
             f'config {path} does not count iterations (train_cfg is {dict(loop)}), but '
             "tools/demo.py does: set train_cfg = dict(type='IterBasedTrainLoop', max_iters=..., "
@@ -250,7 +251,7 @@ def set_iterations(config, iters):
 def add_clock(config):
     """Adds the hook that counts train_seconds where a config does without."""
     hooks = config.get('custom_hooks') or []
-    if not any(hook['type'] in ('ddetr_plugin.TrainClockHook', 'TrainClockHook') for hook in hooks):
+    if not any(has_type(hook, 'TrainClockHook') for hook in hooks):
         config.custom_hooks = [*hooks, dict(type='ddetr_plugin.TrainClockHook')]
 
 

@@ -22,6 +22,7 @@ import torch
 from benchmarking import milliseconds, random_batch
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.config_types import has_type
 from ddetr_plugin.engine.launch import keep_freed_memory
 from ddetr_plugin.registry import MODELS
 
@@ -45,7 +46,7 @@ def without_pretrained(value):
             key: without_pretrained(inner)
             for key, inner in value.items()
             if not (key == 'init_cfg' and isinstance(inner, dict))
-            or inner.get('type') != 'Pretrained'
+            or not has_type(inner, 'Pretrained')
         }
     if isinstance(value, (list, tuple)):
         return type(value)(map(without_pretrained, value))

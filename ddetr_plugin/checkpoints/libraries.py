@@ -14,6 +14,7 @@ from ddetr_plugin.checkpoints.transformers_models import (
     timm_resnet,
     transformers_with,
 )
+from ddetr_plugin.config_types import type_name
 
 __all__ = [
     'largest_difference',
@@ -70,7 +71,7 @@ def mmdet_config(config: Mapping, assigner: dict | None = None) -> dict:
         return dict(sizes, batch_first=True, dropout=layer.get('dropout', 0.1))
 
     encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
-    two_stage = 'TwoStage' in config['query_head']['type']
+    two_stage = 'TwoStage' in type_name(config['query_head'])
     if two_stage and head['embed_dims'] != 256:
         raise ValueError(
             f"mmdet's two-stage model works with 256 channels only, got {head['embed_dims']} (D17)"
@@ -142,7 +143,7 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
             "transformers' decoder has one number of heads, got "
             f'{decoder["layer"]["self_attn"]["num_heads"]} in self_attn and {heads} in cross_attn'
         )
-    two_stage = 'TwoStage' in config['query_head']['type']
+    two_stage = 'TwoStage' in type_name(config['query_head'])
     queries = config['query_head']['num_queries']
     sizes = DeformableDetrConfig(
         backbone_config=_transformers_backbone(config['backbone']),
@@ -181,16 +182,17 @@ def _transformers_backbone(backbone: Mapping) -> Any:
     """
     dilations = tuple(backbone.get('dilations', (1, 1, 1, 1)))
     base = backbone.get('base_channels', 64)
-    if 'ResNet' not in backbone['type']:
-        raise ValueError(f'the comparison with transformers needs a ResNet, got {backbone["type"]}')
+    kind = type_name(backbone)
+    if 'ResNet' not in kind:
+        raise ValueError(f'the comparison with transformers needs a ResNet, got {kind}')
     indices = [s + 1 for s in backbone['out_indices']]
     if dilations == (1, 1, 1, 1):
         return own_resnet(backbone['depth'], indices, base)
-    if dilations != (1, 1, 1, 2) or base != 64 or 'Dilated' not in backbone['type']:
+    if dilations != (1, 1, 1, 2) or base != 64 or 'Dilated' not in kind:
         raise ValueError(
             'transformers dilates the last stage of a backbone of timm only, from its second block '
             'on (D4), expected ddetr_plugin.DilatedResNet with dilations=(1, 1, 1, 2) and '
-            f'base_channels=64, got {backbone["type"]} with {dilations} and {base}'
+            f'base_channels=64, got {kind} with {dilations} and {base}'
         )
     return timm_resnet(f'resnet{backbone["depth"]}', indices)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ddetr_plugin.config_types import type_name
+
 __all__ = ['MissingPanopticAPIError', 'require_panopticapi']
 
 # Of mmdet; each raises on its own when it is built, in the middle of a training.
@@ -39,10 +41,7 @@ def require_panopticapi(config: Mapping) -> None:
 def _types(config) -> Iterator[str]:
     """The names of all types in a config, without scopes."""
     if isinstance(config, Mapping):
-        kind = config.get('type')
-        if kind is not None:
-            name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-            yield name.rpartition('.')[2]
+        yield type_name(config)
         config = list(config.values())
     if isinstance(config, Sequence) and not isinstance(config, str):
         for value in config:

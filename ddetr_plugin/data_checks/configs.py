@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ddetr_plugin.config_types import type_class, type_name
 from ddetr_plugin.data_checks.capacity import check_capacity
 from ddetr_plugin.data_checks.findings import Finding
 from ddetr_plugin.data_checks.panoptic import check_panoptic_split
@@ -94,7 +95,7 @@ def config_scales(config: Mapping) -> list[tuple[int, int]]:
     scales: list = []
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for step in ((config.get(loader) or {}).get('dataset') or {}).get('pipeline') or ():
-            if 'Resize' in str(step['type']) and step.get('keep_ratio'):
+            if 'Resize' in type_name(step) and step.get('keep_ratio'):
                 scales += step.get('scales') or [step.get('scale')]
     return [tuple(scale) for scale in scales if isinstance(scale, (tuple, list))]
 
@@ -102,7 +103,7 @@ def config_scales(config: Mapping) -> list[tuple[int, int]]:
 def _num_things(dataset: Mapping, model: Mapping) -> dict[int, str]:
     """The numbers of things that a config states, with the places."""
     places = {
-        str(step['type']): step for step in dataset.get('pipeline') or () if 'num_things' in step
+        type_name(step): step for step in dataset.get('pipeline') or () if 'num_things' in step
     }
     head = model.get('mask_head')
     if isinstance(head, Mapping) and 'num_things' in head:
@@ -150,8 +151,7 @@ def _base_datasets(loader: Mapping | None) -> Iterator[Mapping]:
 def _type_of(dataset: Mapping) -> type | None:
     from mmdet.registry import DATASETS
 
-    kind = dataset['type']
-    return DATASETS.get(kind) if isinstance(kind, str) else kind
+    return type_class(dataset, DATASETS)
 
 
 def _is_checked(dataset: Mapping) -> bool:
@@ -193,7 +193,7 @@ def _not_checked(dataset: Mapping) -> Finding:
         str(_join(dataset, str(dataset.get('ann_file') or ''))),
         None,
         None,
-        f'{dataset["type"]}: only local files that CocoDataset or CocoPanopticDataset reads are',
+        f'{type_name(dataset)}: only local files that CocoDataset or CocoPanopticDataset reads are',
         'nothing, or check it by other means',
     )
 

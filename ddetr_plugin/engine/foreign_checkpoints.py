@@ -19,6 +19,7 @@ from ddetr_plugin.checkpoints import (
     unwrap,
 )
 from ddetr_plugin.checkpoints.settings import our_settings
+from ddetr_plugin.config_types import type_class
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
@@ -44,7 +45,7 @@ def dataset_classes(config: Mapping) -> tuple[str, ...] | None:
         if classes is None:
             from mmdet.registry import DATASETS
 
-            kind = DATASETS.get(dataset['type'])
+            kind = type_class(dataset, DATASETS)
             classes = getattr(kind, 'METAINFO', {}).get('classes')
         if classes is not None:
             return class_names(classes)

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
+from ddetr_plugin.config_types import type_name
 from ddetr_plugin.datasets import BrokenPictureError
 from ddetr_plugin.engine.checkpoint_hook import CheckpointError
 from ddetr_plugin.engine.resumption import ResumeError
@@ -207,7 +208,7 @@ def _join_gloo_processes(config):
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
     wrapper.update(config.get('model_wrapper_cfg') or {})
-    if wrapper['type'].endswith('DistributedDataParallel'):
+    if type_name(wrapper).endswith('DistributedDataParallel'):
         wrapper['device_ids'] = None
     config.model_wrapper_cfg = wrapper
 
