@@ -3,12 +3,12 @@
 import sys
 
 import amp_accuracy
-import float16_products
 import pytest
+import rounded_products
 import torch
 from demo import CONFIGS, read_config
-from float16_products import Float16Products
 from mmengine.config import DictAction
+from rounded_products import RoundedProducts
 
 
 def metrics(*maps):
@@ -36,12 +36,13 @@ def test_the_first_training_is_in_float32_and_the_others_under_autocast(tmp_path
     assert kinds == [('OptimWrapper', None), (autocast, 'bfloat16'), (autocast, 'float16')]
 
 
-def test_products_are_those_of_float16_rounded_once():
+@pytest.mark.parametrize(('narrow', 'digits'), [(torch.float16, 11), (torch.bfloat16, 8)])
+def test_products_are_those_of_16_bits_rounded_once(narrow, digits):
     """Within half a unit in the last place of float64, in the forward and the backward pass."""
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(shape, generator=generator).half() for shape in ((70, 50), (50, 30)))
-    image, kernel = (
-        torch.randn(shape, generator=generator).half() for shape in ((2, 6, 9, 11), (4, 6, 3, 3))
+    a, b, image, kernel = (
+        torch.randn(shape, generator=generator).to(narrow)
+        for shape in ((70, 50), (50, 30), (2, 6, 9, 11), (4, 6, 3, 3))
     )
 
     def products(dtype):
@@ -49,12 +50,12 @@ def test_products_are_those_of_float16_rounded_once():
         out = [given[0] @ given[1], torch.conv2d(*given[2:], padding=1)]
         return [*out, *torch.autograd.grad(out, given, [torch.ones_like(x) for x in out])]
 
-    with Float16Products():
-        found = products(torch.float16)
+    with RoundedProducts():
+        found = products(narrow)
         assert (a.float() @ b.float()).dtype == torch.float32
     for x, exact in zip(found, products(torch.float64)):
-        assert x.dtype == torch.float16
-        torch.testing.assert_close(x.double(), exact, rtol=2.0**-11, atol=1e-5)
+        assert x.dtype == narrow
+        torch.testing.assert_close(x.double(), exact, rtol=2.0**-digits, atol=1e-5)
 
 
 def test_a_tool_is_run_with_them_and_with_its_own_arguments(tmp_path, monkeypatch, capsys):
@@ -64,13 +65,13 @@ def test_a_tool_is_run_with_them_and_with_its_own_arguments(tmp_path, monkeypatc
         'from torch.utils._python_dispatch import _get_current_dispatch_mode as mode\n'
         'print(sys.argv[1:], type(mode()).__name__, __name__)\n'
     )
-    monkeypatch.setattr(sys, 'argv', ['float16_products.py', str(tool), '--iters', '3'])
+    monkeypatch.setattr(sys, 'argv', ['rounded_products.py', str(tool), '--iters', '3'])
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    float16_products.main()
-    assert capsys.readouterr().out == "['--iters', '3'] Float16Products __main__\n"
-    monkeypatch.setattr(sys, 'argv', ['float16_products.py'])
+    rounded_products.main()
+    assert capsys.readouterr().out == "['--iters', '3'] RoundedProducts __main__\n"
+    monkeypatch.setattr(sys, 'argv', ['rounded_products.py'])
     with pytest.raises(SystemExit, match='usage'):
-        float16_products.main()
+        rounded_products.main()
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,24 @@ def test_trainings_that_fail_end_the_comparison(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         amp_accuracy.main(['--work-dir', str(tmp_path)])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(('ratio', 'slow'), [(0.9, False), (9.0, True)])
+def test_a_cpu_that_is_slower_in_16_bits_takes_the_products_of_float32(
+    monkeypatch, tmp_path, ratio, slow
+):
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        folder = tmp_path / ('float32' if len(commands) == 1 else 'bfloat16')
+        folder.mkdir()
+        (folder / 'metrics.json').write_text('{}')
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(amp_accuracy, 'time_ratio', lambda dtype: ratio)
+    monkeypatch.setattr(amp_accuracy.subprocess, 'run', run)
+    for precision in ('float32', 'bfloat16'):
+        amp_accuracy.train(precision, tmp_path, None)
+    products = str(amp_accuracy.TOOLS / 'rounded_products.py')
+    assert [products in command for command in commands] == [False, slow]

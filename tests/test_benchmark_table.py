@@ -328,3 +328,17 @@ def test_a_model_is_initialised_without_files_and_its_config_stays_as_it_is():
     proposals = model.rpn_head.init_proposal_bboxes.weight
     assert (proposals == proposals.new_tensor([0.5, 0.5, 1, 1])).all()
     assert config.model.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ('device', 'ratio', 'chosen'),
+    [('cpu', 0.6, 2), ('cpu', 8.0, 1), ('cuda', 8.0, 2)],
+    ids=['a CPU that gains', 'a CPU that does not', 'a GPU'],
+)
+def test_16_bits_are_timed_where_they_help_or_are_asked_for(
+    monkeypatch, capsys, device, ratio, chosen
+):
+    monkeypatch.setattr(benchmark.precision, 'time_ratio', lambda dtype: ratio)
+    assert benchmark.choose_precisions(device) == ['float32', 'bfloat16'][:chosen]
+    said = 'takes 8.0 times as long' in capsys.readouterr().err
+    assert said == (chosen == 1)

@@ -11,6 +11,8 @@ import data_times
 import pytest
 from benchmarking import spread
 
+from ddetr_plugin.engine import precision
+
 REPO = Path(__file__).resolve().parents[1]
 PARTS = {'step', 'forward', 'matching + loss', 'backward', 'optimiser', 'data loading'}
 
@@ -104,6 +106,14 @@ def test_the_pipelines_compared_make_samples_of_the_same_size(tmp_path):
 def test_the_spread_of_one_time_is_that_time():
     assert spread([2.0]) == {'median_ms': 2.0, 'quartiles_ms': [2.0, 2.0]}
     assert spread([1.0, 2.0, 3.0]) == {'median_ms': 2.0, 'quartiles_ms': [1.0, 3.0]}
+
+
+def test_a_comparison_in_16_bits_is_refused_on_a_cpu_that_is_slower_with_them(monkeypatch, capsys):
+    monkeypatch.setattr(precision, 'time_ratio', lambda dtype: 9.0)
+    monkeypatch.setattr(sys, 'argv', ['benchmark_training.py', '--amp'])
+    with pytest.raises(SystemExit):
+        benchmark_training.main()
+    assert '9.0 times as long' in capsys.readouterr().err
 
 
 def test_help_names_every_option_that_a_user_may_give(monkeypatch, capsys):

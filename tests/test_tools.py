@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from mask_cases import mask_head_config
-from mmengine.config import Config
 from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
 
@@ -93,37 +92,6 @@ def test_masks_are_trained_and_evaluated_from_the_command_line(
     masks = pickle.loads(results.read_bytes())[0]['pred_instances']['masks']
     assert mask_utils.decode(masks).shape[:2] == (48, 64)
     assert len(list(work_dir.glob('*/drawn/*.png'))) == 8
-
-
-def test_amp_trains_on_this_machine(train, one_epoch, tmp_path):
-    train.main([str(one_epoch), '--work-dir', str(tmp_path / 'amp'), '--amp'])
-    weights = torch.load(tmp_path / 'amp' / 'epoch_1.pth')['state_dict']
-    assert all(torch.isfinite(w).all() for w in weights.values())
-
-
-def test_amp_keeps_the_other_settings_of_the_optim_wrapper(train, tiny_job):
-    before = Config.fromfile(tiny_job()).optim_wrapper
-    after = train_config(train, tiny_job(), '--amp').optim_wrapper
-    if torch.cuda.is_available():
-        assert (after.pop('type'), after.pop('loss_scale')) == ('AmpOptimWrapper', 'dynamic')
-    else:
-        assert after.pop('type') == 'ddetr_plugin.AutocastOptimWrapper'
-    before.pop('type')
-    assert after == before
-
-
-def test_amp_of_a_sharded_training_is_bfloat16_also_on_a_gpu(train, tiny_job, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    config = Config.fromfile(tiny_job())
-    config.strategy = dict(type='ddetr_plugin.ShardingStrategy')
-    launch.enable_amp(config)
-    assert config.optim_wrapper.type == 'ddetr_plugin.AutocastOptimWrapper'
-
-
-def test_amp_does_not_replace_an_optim_wrapper_of_another_kind(train, tiny_job):
-    config = tiny_job(optim_wrapper=dict(type='ApexOptimWrapper'))
-    with pytest.raises(ValueError, match='ApexOptimWrapper'):
-        train_config(train, config, '--amp')
 
 
 def test_auto_scale_lr_scales_every_parameter_group_by_the_batch_size(train, tiny_job):

@@ -26,6 +26,8 @@ from result_table import markdown
 # isort: split
 from mmengine.config import Config
 
+from ddetr_plugin.engine import precision
+
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 # The mean area of COCO's pictures, resized to a short side of 800 and a long one of at most 1333:
 # 165 pictures of val2017 make 800 x 1117.
@@ -76,7 +78,12 @@ def parse_args(arguments=None):
     add('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
     add('--timing-size', type=size_argument, metavar='HxW', help='800x1333; on a CPU 320x544')
     add('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    add('--precisions', nargs='+', choices=PRECISIONS, default=list(PRECISIONS))
+    add(
+        '--precisions',
+        nargs='+',
+        choices=PRECISIONS,
+        help='default: both, but float32 alone on a CPU that is slower in 16 bits',
+    )
     add('--batches', nargs='+', type=int, default=[1, 4], help='pictures per prediction')
     add('--train-batch', type=int, default=2, help='pictures per training step')
     add('--rounds', type=int, help='timed calls; default 20, on a CPU 3')
@@ -123,6 +130,19 @@ def parse_args(arguments=None):
     args.timing_size = args.timing_size or (FULL if on_gpu else CPU_SIZE)
     args.rounds = args.rounds or (20 if on_gpu else 3)
     return parser, args
+
+
+def choose_precisions(device):
+    """Those that are worth timing where none is asked for."""
+    ratio = precision.time_ratio(torch.bfloat16) if device == 'cpu' else 0
+    if ratio <= 1:
+        return list(PRECISIONS)
+    print(
+        f'Only float32 is timed: in bfloat16 this CPU takes {ratio:.1f} times as long for a matrix '
+        f'product and a convolution; --precisions {" ".join(PRECISIONS)} times both',
+        file=sys.stderr,
+    )
+    return ['float32']
 
 
 def name_size(size):
@@ -237,6 +257,7 @@ def main(arguments=None):
         'rows': [],
     }
     if not args.skip_timing:
+        args.precisions = args.precisions or choose_precisions(args.device)
         report['timing'] = {'size': name_size(args.timing_size), 'rounds': args.rounds}
     costs = {}
     for path in paths:

@@ -1,7 +1,7 @@
 """Measures training and inference of our detector beside stock mmdet's, part by part.
 
     python tools/benchmark_training.py [--sizes small r50-320x544] [--variant two-stage]
-        [--inference] [--amp] [--memory] [--data] [--profile] [--scaling plot.png]
+        [--inference] [--amp [force]] [--memory] [--data] [--profile] [--scaling plot.png]
         [--device cuda] [--rounds N] [--threads N] [--out results.json]
 
 Both models have the same weights and see the same pictures; their losses (without dropout) and
@@ -39,6 +39,12 @@ from step_profile import time_shares
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.engine.launch import keep_freed_memory
+from ddetr_plugin.engine.precision import (
+    AUTO,
+    SlowPrecisionError,
+    add_amp_option,
+    require_gain,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / 'configs' / '_base_' / 'deformable_detr_r50.py'
@@ -504,7 +510,7 @@ def main():
     parser.add_argument('--variant', choices=VARIANTS, default='two-stage')
     parser.add_argument('--inference', action='store_true', help='predictions instead of training')
     parser.add_argument('--batch', type=int, help="pictures per step; default: the size's own")
-    parser.add_argument('--amp', action='store_true', help='also time ours in bfloat16')
+    add_amp_option(parser, 'also time ours in bfloat16')
     parser.add_argument('--memory', action='store_true', help='also measure peak memory')
     parser.add_argument('--data', action='store_true', help='also photographs, and data_time')
     parser.add_argument('--profile', action='store_true', help='also what our time goes into')
@@ -521,6 +527,11 @@ def main():
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.amp == AUTO and options.device == 'cpu':
+        try:
+            require_gain(torch.bfloat16)
+        except SlowPrecisionError as error:
+            parser.error(str(error))
     from mmdet.utils import register_all_modules
 
     register_all_modules()

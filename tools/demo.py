@@ -29,9 +29,9 @@ from ddetr_plugin.engine.launch import (
     STOPPED,
     add_config_overrides,
     build_runner,
-    enable_amp,
     load_config,
 )
+from ddetr_plugin.engine.precision import add_amp_option, set_precision
 from ddetr_plugin.engine.resumption import newest_complete
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
 
@@ -426,11 +426,10 @@ def main():
     parser.add_argument('--config', help='default: the demo or the custom config in configs/')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the data>')
     parser.add_argument('--iters', type=int, help='length of the training, schedule included')
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU; has a work '
-        'folder of its own, ending with -amp',
+    add_amp_option(
+        parser,
+        'mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU; has a work folder '
+        'of its own, ending with -amp',
     )
     check_dataset.add_box_forms(parser)
     add_config_overrides(parser)
@@ -444,8 +443,7 @@ def main():
     path = args.config or (CUSTOM_CONFIG if args.data else DEMO_CONFIG)
     try:
         config = read_config(path, args.cfg_options, work_dir, args.iters)
-        if args.amp:
-            enable_amp(config)
+        set_precision(config, args.amp)
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
         train, val = find_data(data, config_scales(config), args.boxes)

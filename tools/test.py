@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on a config's test data.
 
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out RESULTS.pkl]
-        [--show] [--show-dir DIR] [--cfg-options KEY=VALUE ...]
+        [--amp [force]] [--show] [--show-dir DIR] [--cfg-options KEY=VALUE ...]
 
 On several processes:
 
@@ -14,7 +14,7 @@ import argparse
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.checkpoints import CheckpointFileError
 from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
-from ddetr_plugin.engine import launch
+from ddetr_plugin.engine import launch, precision
 
 
 def parse_args(arguments=None):
@@ -23,6 +23,7 @@ def parse_args(arguments=None):
     )
     launch.add_common_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file, folder of transformers or URL')
+    precision.add_amp_option(parser, 'predict under autocast: float16 on CUDA, bfloat16 on the CPU')
     parser.add_argument('--out', metavar='RESULTS.pkl', help='write the predictions as a pickle')
     parser.add_argument('--show', action='store_true', help='show the drawn predictions')
     parser.add_argument(
@@ -58,6 +59,7 @@ def make_config(args):
     launch.require_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
     config.resume = False
+    precision.set_test_precision(config, args.amp)
     if args.show or args.show_dir is not None:
         enable_drawing(config, args.show, args.show_dir, args.wait_time)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):

@@ -1,7 +1,7 @@
 """Train a model from a config file.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
-        [--auto-scale-lr] [--skip-data-check] [--cfg-options KEY=VALUE ...]
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]]
+        [--amp [force]] [--auto-scale-lr] [--skip-data-check] [--cfg-options KEY=VALUE ...]
 
 Before anything else it looks through the annotation files for what would spoil the training, and
 whether all pictures are there; tools/check_dataset.py also looks into the pictures.
@@ -12,7 +12,6 @@ On several processes (GPUs, or CPUs with gloo):
 """
 
 import argparse
-import os
 
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
@@ -23,11 +22,8 @@ from ddetr_plugin.compat import (
     require_panopticapi,
 )
 from ddetr_plugin.data_checks import check_config, print_findings
-from ddetr_plugin.engine import launch
+from ddetr_plugin.engine import launch, precision
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
-
-# Where launchers tell a process its number.
-RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def parse_args(arguments=None):
@@ -42,10 +38,8 @@ def parse_args(arguments=None):
         metavar='CHECKPOINT',
         help='continue from this checkpoint; without a value, from the newest in the work dir',
     )
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU',
+    precision.add_amp_option(
+        parser, 'mixed precision: scaled float16 on CUDA, bfloat16 autocast on the CPU'
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -64,8 +58,7 @@ def parse_args(arguments=None):
 def make_config(args):
     """The config that the command line asks for."""
     config = launch.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    if args.amp:
-        launch.enable_amp(config)
+    precision.set_precision(config, args.amp)
     if args.auto_scale_lr:
         launch.enable_auto_scale_lr(config)
     if args.resume is not None:
@@ -75,11 +68,6 @@ def make_config(args):
             launch.require_file(args.resume, 'checkpoint')
             config.load_from = args.resume
     return config
-
-
-def is_first(config):
-    """Whether this process speaks for all; none has met the others yet."""
-    return os.environ.get(RANKS.get(config.launcher, ''), '0') == '0'
 
 
 def check_data(parser, config):
@@ -100,7 +88,7 @@ def main(arguments=None):
         require_panopticapi(config.to_dict())
     except (OSError, ValueError, MissingPanopticAPIError) as error:
         parser.error(str(error))
-    if is_first(config):
+    if launch.is_first(config):
         if not args.skip_data_check:
             check_data(parser, config)
         try:

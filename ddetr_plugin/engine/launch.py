@@ -19,6 +19,7 @@ from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
 from ddetr_plugin.config_types import type_name
 from ddetr_plugin.datasets import BrokenPictureError
 from ddetr_plugin.engine.checkpoint_hook import CheckpointError
+from ddetr_plugin.engine.data_workers import drop_worker_settings
 from ddetr_plugin.engine.resumption import ResumeError
 from ddetr_plugin.engine.work_dir_lock import WorkDirInUseError
 from ddetr_plugin.models.assigner import NotFiniteError
@@ -28,8 +29,8 @@ __all__ = [
     'add_common_options',
     'add_config_overrides',
     'build_runner',
-    'enable_amp',
     'enable_auto_scale_lr',
+    'is_first',
     'keep_freed_memory',
     'leave_processes',
     'load_config',
@@ -58,6 +59,8 @@ class LaunchError(ValueError):
 # What ends a run for a reason of which the message says all.
 STOPPED = (BrokenPictureError, CheckpointError, NotFiniteError, ResumeError, WorkDirInUseError)
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+# Where launchers tell a process its number.
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def add_common_options(parser):
@@ -151,30 +154,6 @@ def load_config(path, overrides=None, work_dir=None, launcher='none'):
     return config
 
 
-def enable_amp(config):
-    """Turn on mixed precision: scaled float16 on CUDA, bfloat16 autocast elsewhere.
-
-    Shards of parameters (FSDP) are trained in bfloat16, too.
-
-    Raises:
-        ValueError: the config's optim_wrapper is of a kind that cannot be exchanged.
-    """
-    wrapper = config.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
-    if kind in ('AmpOptimWrapper', 'ddetr_plugin.AutocastOptimWrapper'):
-        return
-    if kind != 'OptimWrapper':
-        raise ValueError(
-            f'--amp replaces an optim_wrapper of type OptimWrapper, but the config has {kind!r}; '
-            'set up mixed precision in the config instead'
-        )
-    if torch.cuda.is_available() and 'strategy' not in config:
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.loss_scale = 'dynamic'
-    else:
-        wrapper.type = 'ddetr_plugin.AutocastOptimWrapper'
-
-
 def enable_auto_scale_lr(config):
     """Turn on mmengine's linear scaling: every lr times (processes * batch_size / base).
 
@@ -188,6 +167,11 @@ def enable_auto_scale_lr(config):
             'auto_scale_lr = dict(enable=False, base_batch_size=32) to the config'
         )
     settings.enable = True
+
+
+def is_first(config):
+    """Whether this process speaks for all, before any has met the others."""
+    return os.environ.get(RANKS.get(config.get('launcher'), ''), '0') == '0'
 
 
 def _join_gloo_processes(config):
@@ -276,6 +260,7 @@ def build_runner(config, local_rank=0):
         MissingPanopticAPIError: the config evaluates panoptic segmentation without panopticapi.
     """
     require_panopticapi(config.to_dict())
+    drop_worker_settings(config)
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     # Also for models that have nothing of ours.
     install_checkpoint_loader()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from builders import VARIANTS, batch, build, tiny_config
-from float16_products import Float16Products
 from mmengine.registry import OPTIM_WRAPPERS
+from rounded_products import RoundedProducts
 
 from ddetr_plugin.models import MSDeformAttn, attention
 from ddetr_plugin.models.assigner import HungarianAssigner
@@ -115,7 +115,7 @@ def losses_of_a_short_training(optim_wrapper):
     while len(totals) < 20:
         before = scaler.get_scale()
         # torch's own are slow on a CPU.
-        with Float16Products():
+        with RoundedProducts():
             with wrapper.optim_context(model):
                 total = sum(model.loss(inputs, samples).values())
             wrapper.update_params(total)
