@@ -203,8 +203,11 @@ class MultiheadSelfAttention(BaseModule):
         v = self._split_heads(value)
         dropout_p = self.dropout if self.training else 0.0
         if dropout_p and q.device.type == 'cpu':
-            # torch draws the mask of its attention in one thread.
-            weights = (q @ (k / math.sqrt(q.shape[-1])).transpose(-1, -2)).softmax(-1)
+            # torch draws the mask of its attention in one thread. As there, scores are float32
+            # under autocast: rounded to 16 bits, a score of 8 is off by up to 1/32.
+            with torch.autocast('cpu', enabled=False):
+                q, k = at_least_float32(q), at_least_float32(k)
+                weights = (q @ (k / math.sqrt(q.shape[-1])).transpose(-1, -2)).softmax(-1)
             attended = dropout(weights.to(v.dtype), dropout_p) @ v
         else:
             attended = nnf.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 __all__ = [
     'at_least_float32',
+    'box_logits',
     'inverse_sigmoid',
     'pairwise_giou',
     'regress_boxes',
@@ -62,13 +63,29 @@ def sine_embedding(positions: Tensor, num_feats: int, temperature: float = 10000
     return embedding.flatten(-3)
 
 
-def regress_boxes(branch: nn.Sequential, hidden: Tensor, reference_logits: Tensor) -> Tensor:
-    """Boxes as offsets to reference points, added in logit space (paper A.3).
+def box_logits(branch: nn.Sequential, hidden: Tensor) -> Tensor:
+    """What a box branch makes of hidden states, for a sigmoid.
 
     The last layer runs outside autocast: an offset in bfloat16 would move a box by whole pixels.
 
     Args:
         branch: layers that end in a linear one with 4 outputs.
+        hidden: (..., C).
+
+    Returns:
+        (..., 4), float32 or better.
+    """
+    hidden = branch[:-1](hidden)
+    last = branch[-1]
+    with torch.autocast(hidden.device.type, enabled=False):
+        return at_least_float32(last(hidden.to(last.weight.dtype)))
+
+
+def regress_boxes(branch: nn.Sequential, hidden: Tensor, reference_logits: Tensor) -> Tensor:
+    """Boxes as offsets to reference points, added in logit space (paper A.3).
+
+    Args:
+        branch: see `box_logits`.
         hidden: (..., C).
         reference_logits: (..., 2) for (cx, cy), or (..., 4) for (cx, cy, w, h); logits of
             normalised coordinates, float32 or better. +inf gives a coordinate of 1.
@@ -76,10 +93,7 @@ def regress_boxes(branch: nn.Sequential, hidden: Tensor, reference_logits: Tenso
     Returns:
         (..., 4), (cx, cy, w, h) normalised, dtype of `reference_logits`.
     """
-    hidden = branch[:-1](hidden)
-    last = branch[-1]
-    with torch.autocast(hidden.device.type, enabled=False):
-        offset = last(hidden.to(last.weight.dtype)).to(reference_logits.dtype)
+    offset = box_logits(branch, hidden).to(reference_logits.dtype)
     if reference_logits.shape[-1] == 4:
         return (offset + reference_logits).sigmoid()
     # A 2-d reference says where, not how large: width and height are the branch's alone.

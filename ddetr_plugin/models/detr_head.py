@@ -6,7 +6,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ddetr_plugin.models.bbox_head import best_detections, build_box_branch, prior_bias
-from ddetr_plugin.models.boxes import at_least_float32
+from ddetr_plugin.models.boxes import at_least_float32, box_logits
 from ddetr_plugin.models.criterion import SetCriterion, Targets
 from ddetr_plugin.registry import MODELS
 
@@ -86,7 +86,7 @@ class FocalDETRHead(BaseModule):
             unpadded picture; float32 or better.
         """
         logits = at_least_float32(self.cls_branch(hidden_states))
-        return logits, at_least_float32(self.reg_branch(hidden_states)).sigmoid()
+        return logits, box_logits(self.reg_branch, hidden_states).sigmoid()
 
     def loss(self, hidden_states: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """All losses of a batch; see `SetCriterion` and `Targets.from_samples`.

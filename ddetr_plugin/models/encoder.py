@@ -127,7 +127,7 @@ class DeformableTransformerEncoder(BaseModule):
             levels: describes the tokens.
 
         Returns:
-            (B, S, C).
+            (B, S, C), dtype of the weights or wider.
 
         Raises:
             ValueError: `levels` has another number of levels than the embedding.
@@ -146,6 +146,10 @@ class DeformableTransformerEncoder(BaseModule):
             dim=1,
         )
         reference_points = self._reference_points(levels)
+        # The residual stream has the dtype of the weights, float32 under autocast. A CPU's autocast
+        # leaves group and layer norms in 16 bits, so that the neck's maps would make all of it
+        # 16 bits wide; a GPU's computes them in float32.
+        tokens = tokens.to(self.level_embed.dtype)
         for layer in self.layers:
             tokens = layer(tokens, pos, reference_points, levels)
         return tokens

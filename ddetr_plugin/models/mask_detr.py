@@ -11,6 +11,7 @@ from mmengine.dist import all_reduce
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.criterion import Matches
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.freezing import FreezableDetector
@@ -41,6 +42,20 @@ class MaskDETRHead(DETRHead):
         loss_cls['class_weight'] = [weight] * num_classes + [background]
         super().__init__(num_classes=num_classes, loss_cls=loss_cls, **others)
         self.bg_cls_weight = background
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """As DETRHead's, but outside autocast: boxes of 16 bits would be off by pixels.
+
+        Args:
+            hidden_states: (N, B, Q, C).
+
+        Returns:
+            Class logits (N, B, Q, K + 1), and boxes (N, B, Q, 4) as (cx, cy, w, h) normalised by
+            the unpadded picture; float32 or better, and so are costs and losses.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits, boxes = super().forward(hidden_states.to(self.fc_cls.weight.dtype))
+        return at_least_float32(logits), at_least_float32(boxes)
 
     @torch.no_grad()
     def matches(self, hidden_states: Tensor, batch_data_samples: SampleList) -> Matches:

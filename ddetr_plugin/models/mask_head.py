@@ -187,6 +187,8 @@ class MaskHead(BaseModule):
         attention = self._attention(features, hidden, picture)
         weight = self.convs[0].weight[:, -self.num_heads :]
         x = features.first[picture] + nnf.conv2d(attention, weight, padding=1)
+        # A CPU's autocast leaves the norms in 16 bits, a GPU's does not: either way the
+        # convolutions after them round what they get.
         x = self.norms[0](x).relu()
         x = self.norms[1](self.convs[1](x)).relu()
         for finer, conv, norm in zip(features.finer, self.convs[2:], self.norms[2:]):

@@ -68,7 +68,9 @@ class LearnedQueryHead(BaseModule):
     def forward(self, memory: Tensor, levels: FeatureLevels) -> InitialQueries:
         """Repeats the learned queries for each of the B pictures of `memory` (B, S, C)."""
         pos, query = self.query_embedding.weight.chunk(2, dim=1)
-        reference = at_least_float32(self.reference_points_fc(pos)).sigmoid()
+        # Outside autocast: 16 bits are pixels.
+        with torch.autocast(pos.device.type, enabled=False):
+            reference = at_least_float32(self.reference_points_fc(pos)).sigmoid()
         batch = len(memory)
         return InitialQueries(
             query=query.expand(batch, -1, -1),
@@ -147,7 +149,8 @@ class TwoStageHead(BaseModule):
         # Invalid tokens keep a logit, and may be chosen where nothing better is left; their
         # memory must be zero before the projection, or padding would decide which.
         anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid, math.inf)
-        hidden = self.memory_trans_norm(self.memory_trans_fc(memory.masked_fill(~valid, 0.0)))
+        hidden = self.memory_trans_fc(memory.masked_fill(~valid, 0.0))
+        hidden = _normalised(self.memory_trans_norm, hidden)
 
         logits = at_least_float32(self.cls_branch(hidden))
         boxes = regress_boxes(self.reg_branch, hidden, anchor_logits)
@@ -156,8 +159,9 @@ class TwoStageHead(BaseModule):
         reference = boxes.detach().gather(1, best.expand(-1, -1, 4))
 
         embedding = sine_embedding(reference, self.embed_dims // 2)
-        embedding = self.pos_trans_norm(self.pos_trans_fc(embedding.to(memory.dtype)))
-        features = hidden.gather(1, best.expand(-1, -1, self.embed_dims)).to(memory.dtype)
+        embedding = self.pos_trans_fc(embedding.to(self.pos_trans_fc.weight.dtype))
+        embedding = _normalised(self.pos_trans_norm, embedding)
+        features = hidden.gather(1, best.expand(-1, -1, self.embed_dims))
         query, query_pos = self.initial_queries(embedding, features)
         return InitialQueries(query, query_pos, reference, logits, boxes)
 
@@ -206,3 +210,11 @@ class ContentTwoStageHead(TwoStageHead):
     def initial_queries(self, embedding: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """The features as content, the embedding (B, Q, C) as position."""
         return features, embedding
+
+
+def _normalised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """The norm of `x` in the dtype of its weights, float32 under autocast: queries start so.
+
+    A GPU's autocast does so by itself, a CPU's leaves the norm in 16 bits.
+    """
+    return norm(x.to(norm.weight.dtype))

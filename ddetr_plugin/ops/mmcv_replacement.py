@@ -55,7 +55,8 @@ def replace_mmcv_op():
     Dtypes: the result has the dtype of `value`, so a 16-bit projection stays 16 bits wide.
     Locations and weights may have any float dtype; they are computed with in float32 (float64
     for a float64 value), never narrowed to that of `value`. mmcv narrows them on a GPU, and on a
-    CPU refuses mixtures outside autocast.
+    CPU refuses mixtures outside autocast. Under a CPU's autocast mmcv's module hands over weights
+    whose softmax is in 16 bits already; under a GPU's it is in float32.
 
     Devices: where our operator has no kernels (no CUDA in its build, other accelerators) and
     mmcv has its compiled extension, mmcv's operator stays in use, and a warning says so.
