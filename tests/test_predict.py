@@ -147,6 +147,18 @@ def test_folders_below_are_predicted_on_request_and_else_named(run, tmp_path, ca
     assert file_names(folder / 'out') == ['a.png', 'below/b.png']
 
 
+def test_a_model_whose_boxes_are_nan_predicts_nothing_and_says_so(run, job, tmp_path):
+    checkpoint = torch.load(job[1])
+    for name, tensor in checkpoint['state_dict'].items():
+        if name.startswith('bbox_head.reg_branches'):
+            tensor.fill_(float('nan'))
+    torch.save(checkpoint, tmp_path / 'nan.pth')
+    image = picture(tmp_path / 'pictures' / 'a.png')
+    said = run(image, tmp_path / 'out', checkpoint=tmp_path / 'nan.pth')
+    assert 'the box of query' in said and 'a.png' in said
+    assert not (tmp_path / 'out' / 'predictions.json').exists()
+
+
 def test_originals_are_never_overwritten(run, tmp_path):
     path = picture(tmp_path / 'pictures' / 'a.png')
     before = path.read_bytes()

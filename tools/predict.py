@@ -29,7 +29,6 @@ import torch
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.apis import (
     PredictionPipeline,
-    UnreadableImageError,
     category_ids,
     detect,
     find_images,
@@ -39,7 +38,9 @@ from ddetr_plugin.apis import (
     suppress_overlaps,
 )
 from ddetr_plugin.compat import MissingMMCVOpError
+from ddetr_plugin.datasets import UnreadableImageError
 from ddetr_plugin.engine.launch import keep_freed_memory, load_config, require_checkpoint
+from ddetr_plugin.models.assigner import NotFiniteError
 
 # isort: split
 import mmdet.datasets  # registers transforms
@@ -123,6 +124,9 @@ def predict_images(images, model, pipeline, classes, args):
         try:
             found = detect(model, pipeline, path, number)
         except MissingMMCVOpError as error:
+            sys.exit(f'error: {error}')
+        except NotFiniteError as error:
+            # The model is at fault, not the image: the others would be no better.
             sys.exit(f'error: {error}')
         except UnreadableImageError as error:
             print(f'{path}: not a readable image, skipped ({error})')

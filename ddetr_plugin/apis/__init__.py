@@ -3,11 +3,10 @@
 from ddetr_plugin.apis.image_files import find_images, name_results
 from ddetr_plugin.apis.loaded_model import category_ids, class_names, load_model
 from ddetr_plugin.apis.post_processing import one_class_per_box, suppress_overlaps
-from ddetr_plugin.apis.prediction import PredictionPipeline, UnreadableImageError, detect
+from ddetr_plugin.apis.prediction import PredictionPipeline, detect
 
 __all__ = [
     'PredictionPipeline',
-    'UnreadableImageError',
     'category_ids',
     'class_names',
     'detect',

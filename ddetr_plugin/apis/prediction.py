@@ -1,6 +1,7 @@
 """Image files through a config's own test pipeline: what `tools/test.py` feeds the model."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +14,12 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.structures import InstanceData
 
-from ddetr_plugin.datasets.load_checked import missing_end
+from ddetr_plugin.config_types import type_class
+from ddetr_plugin.datasets.image_files import UnreadableImageError, decode_image, missing_end
 from ddetr_plugin.datasets.wrappers import base_dataset_configs
+from ddetr_plugin.evaluation import require_finite
 
 __all__ = ['Detections', 'PredictionPipeline', 'UnreadableImageError', 'detect']
-
-
-class UnreadableImageError(ValueError):
-    """A file is no image that the config's loader reads, or not a whole one."""
 
 
 class Detections(NamedTuple):
@@ -95,7 +94,7 @@ class PredictionPipeline:
 
 
 def _loads_annotations(step: dict) -> bool:
-    kind = step['type'] if isinstance(step['type'], type) else TRANSFORMS.get(step['type'])
+    kind = type_class(step, TRANSFORMS)
     return isinstance(kind, type) and issubclass(kind, LoadAnnotations)
 
 
@@ -123,11 +122,13 @@ def detect(
     Raises:
         UnreadableImageError: the file is no whole image that the pipeline reads.
         ValueError: the model cannot take what the pipeline makes of it; the message says why.
+        NotFiniteError: a box or a score is NaN or infinite; the message names the query.
     """
     packed, loaded = pipeline(path, image_id)
     data = pseudo_collate([packed])
     with torch.no_grad():
         sample = model.test_step(data)[0]
+    require_finite(sample.pred_instances, str(path))
     size = tuple(int(side) for side in sample.metainfo.get('ori_shape', loaded.shape)[:2])
     return Detections(sample.pred_instances.cpu(), size, _drawable(loaded, size, path))
 
@@ -135,8 +136,8 @@ def detect(
 def _drawable(loaded: np.ndarray, size: tuple[int, int], path: str | os.PathLike) -> np.ndarray:
     """(H, W, 3) uint8, BGR, to draw on: what the loader gave, as an eye can see it."""
     if loaded.shape[:2] != size:  # The loader has resized it already.
-        whole = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        loaded = loaded if whole is None else whole
+        with suppress(UnreadableImageError):
+            loaded = decode_image(Path(path).read_bytes())
     image = np.atleast_3d(loaded)
     channels = image.shape[2]
     image = image[..., :3] if channels >= 3 else np.repeat(image[..., :1], 3, axis=2)

@@ -19,6 +19,7 @@ from ddetr_plugin.data_checks.splits import (
     check_splits,
 )
 from ddetr_plugin.datasets.image_files import decoding_of
+from ddetr_plugin.datasets.wrappers import base_dataset_configs
 from ddetr_plugin.engine.foreign_checkpoints import class_names
 
 __all__ = ['check_config', 'config_scales', 'has_checked_data']
@@ -124,7 +125,7 @@ def _coco_datasets(
     """
     from mmdet.datasets import CocoPanopticDataset
 
-    for dataset in filter(_is_checked, _base_datasets(loader)):
+    for dataset in filter(_is_checked, base_dataset_configs((loader or {}).get('dataset'))):
         kind = _type_of(dataset)
         classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
         yield dataset, class_names(classes), _reads_as(kind, CocoPanopticDataset)
@@ -132,20 +133,11 @@ def _coco_datasets(
 
 def _other_datasets(loader: Mapping | None) -> Iterator[Mapping]:
     """The configs of datasets that are not looked at."""
-    return (dataset for dataset in _base_datasets(loader) if not _is_checked(dataset))
-
-
-def _base_datasets(loader: Mapping | None) -> Iterator[Mapping]:
-    """The configs of datasets inside wrappers."""
-    waiting = [(loader or {}).get('dataset')]
-    while waiting:
-        dataset = waiting.pop(0)
-        if not dataset:
-            continue
-        if 'dataset' in dataset or 'datasets' in dataset:
-            waiting += [dataset.get('dataset'), *(dataset.get('datasets') or ())]
-        else:
-            yield dataset
+    return (
+        dataset
+        for dataset in base_dataset_configs((loader or {}).get('dataset'))
+        if not _is_checked(dataset)
+    )
 
 
 def _type_of(dataset: Mapping) -> type | None:

@@ -2,14 +2,9 @@
 
 from collections.abc import Sequence
 
-from ddetr_plugin.datasets.load_checked import LoadImageChecked
-from ddetr_plugin.datasets.load_resized import LoadImageResized
+from ddetr_plugin.config_types import has_type
 
 __all__ = ['with_mmdet_loaders']
-
-# As configs name them.
-CHECKED = ('ddetr_plugin.LoadImageChecked', 'LoadImageChecked', LoadImageChecked)
-RESIZED = ('ddetr_plugin.LoadImageResized', 'LoadImageResized', LoadImageResized)
 
 
 def with_mmdet_loaders(pipeline: Sequence[dict]) -> list[dict]:
@@ -28,9 +23,9 @@ def with_mmdet_loaders(pipeline: Sequence[dict]) -> list[dict]:
     plain = []
     for step in pipeline:
         settings = {name: value for name, value in step.items() if name != 'type'}
-        if step['type'] in CHECKED:
+        if has_type(step, 'LoadImageChecked'):
             plain.append(dict(settings['load']))
-        elif step['type'] in RESIZED:
+        elif has_type(step, 'LoadImageResized'):
             backend = settings.pop('backend_args', None)
             plain.append(dict(type='LoadImageFromFile', backend_args=backend))
             plain.append(dict(settings, type='Resize'))

@@ -1,8 +1,10 @@
-"""Configs of data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+"""Data sets inside wrappers such as RepeatDataset and ConcatDataset, and their configs."""
 
 from collections.abc import Iterator, Mapping
 
-__all__ = ['base_dataset_configs']
+from mmengine.dataset import BaseDataset
+
+__all__ = ['base_dataset_configs', 'base_datasets']
 
 
 def base_dataset_configs(dataset: Mapping | None) -> Iterator[Mapping]:
@@ -18,3 +20,14 @@ def base_dataset_configs(dataset: Mapping | None) -> Iterator[Mapping]:
         return
     for part in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
         yield from base_dataset_configs(part)
+
+
+def base_datasets(dataset) -> Iterator[BaseDataset]:
+    """The data sets inside wrappers, those that have a pipeline; `dataset` itself if it is one."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from base_datasets(part)
+    elif hasattr(dataset, 'dataset'):
+        yield from base_datasets(dataset.dataset)
+    elif hasattr(dataset, 'pipeline'):
+        yield dataset

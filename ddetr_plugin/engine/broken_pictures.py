@@ -1,11 +1,9 @@
 """What trainings and tests do about pictures that cannot be read."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from mmcv.transforms import LoadImageFromFile
-from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
@@ -15,22 +13,12 @@ from ddetr_plugin.datasets.load_checked import (
     LoadImageChecked,
     list_pictures,
 )
+from ddetr_plugin.datasets.wrappers import base_datasets
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['BrokenPictureHook']
 
 KEY = 'broken_pictures'
-
-
-def base_datasets(dataset) -> Iterator[BaseDataset]:
-    """The datasets inside wrappers, those that have a pipeline."""
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            yield from base_datasets(part)
-    elif hasattr(dataset, 'dataset'):
-        yield from base_datasets(dataset.dataset)
-    elif hasattr(dataset, 'pipeline'):
-        yield dataset
 
 
 def checked_loaders(dataset) -> list[LoadImageChecked]:

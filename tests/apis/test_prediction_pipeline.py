@@ -11,7 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.apis import PredictionPipeline, UnreadableImageError, category_ids, detect
+from ddetr_plugin.apis import PredictionPipeline, category_ids, detect
+from ddetr_plugin.datasets import UnreadableImageError
 from ddetr_plugin.registry import MODELS
 
 RESIZE_AND_PACK = [
