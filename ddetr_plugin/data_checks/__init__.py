@@ -11,7 +11,7 @@ from ddetr_plugin.data_checks.findings import (
     write_report,
 )
 from ddetr_plugin.data_checks.pictures import check_pictures, find_missing, rescale_size
-from ddetr_plugin.data_checks.reading import read_annotations
+from ddetr_plugin.data_checks.reading import read_annotations, read_json, require_coco
 from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     'is_scored',
     'print_findings',
     'read_annotations',
+    'read_json',
+    'require_coco',
     'rescale_size',
     'write_report',
 ]

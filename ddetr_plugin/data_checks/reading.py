@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddetr_plugin.data_checks.boxes import NUMBER
 
-__all__ = ['read_annotations', 'read_panoptic']
+__all__ = ['read_annotations', 'read_json', 'read_panoptic', 'require_coco']
 
 # Some programs write 1.0, which equals 1 wherever ids are looked up.
 ID = (int, float, str)
@@ -42,6 +42,21 @@ def read_annotations(path: Path, polygons: bool = True) -> dict:
     content = _parse(path, data)
     _check_parts(path, content, ENTRIES)
     return content
+
+
+def read_json(path: Path):
+    """What a JSON file holds, of whatever form.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no JSON.
+    """
+    return _parse(path, path.read_bytes())
+
+
+def require_coco(path: Path, content) -> None:
+    """Raises ValueError where the content of a file is not what `read_annotations` returns."""
+    _check_parts(path, content, ENTRIES)
 
 
 def read_panoptic(path: Path) -> dict:
