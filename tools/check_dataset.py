@@ -7,7 +7,7 @@ Reads a folder as annotation tools export it (COCO's JSON under any name, YOLO, 
 LabelMe), finds the images, and says in plain words what does not fit. FOLDER may also be one
 annotation file in COCO format. What has to be changed for a training, such as ids, is listed; OUT
 gets the result in COCO format, and FOLDER stays as it is. With a config, its class names are
-compared, too; without a folder, the data is what the config names, of boxes or of panoptic segments.
+compared, too; without a folder, the data is what the config names, boxes or panoptic segments.
 
 Every finding has a file, an id and a remedy; REPORT lists them all. Exit status: 0 if nothing
 stands in the way of a training, warnings or not; 1 if something would break or spoil it; 2 if there
