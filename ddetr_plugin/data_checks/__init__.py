@@ -1,7 +1,12 @@
 """Data sets in COCO format, checked before a training: what does not fit, and what to do."""
 
 from ddetr_plugin.data_checks.annotations import check_annotations
-from ddetr_plugin.data_checks.configs import check_config, config_scales, has_checked_data
+from ddetr_plugin.data_checks.configs import (
+    box_datasets,
+    check_config,
+    config_scales,
+    has_checked_data,
+)
 from ddetr_plugin.data_checks.entries import is_scored
 from ddetr_plugin.data_checks.findings import (
     SHOWN,
@@ -18,6 +23,7 @@ __all__ = [
     'SHOWN',
     'Finding',
     'Split',
+    'box_datasets',
     'check_annotations',
     'check_class_names',
     'check_config',

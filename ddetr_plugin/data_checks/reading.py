@@ -36,22 +36,20 @@ def read_annotations(path: Path, polygons: bool = True) -> dict:
         OSError: there is no such file.
         ValueError: it is something else, or an entry lacks what every tool relies on.
     """
-    data = path.read_bytes()
-    if not polygons:
-        data = POLYGONS.sub(b'"segmentation":[]', data)
-    content = _parse(path, data)
-    _check_parts(path, content, ENTRIES)
+    content = read_json(path, polygons)
+    require_coco(path, content)
     return content
 
 
-def read_json(path: Path):
-    """What a JSON file holds, of whatever form.
+def read_json(path: Path, polygons: bool = True):
+    """What a JSON file holds, of whatever form; `polygons` as `read_annotations`.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no JSON.
     """
-    return _parse(path, path.read_bytes())
+    data = path.read_bytes()
+    return _parse(path, data if polygons else POLYGONS.sub(b'"segmentation":[]', data))
 
 
 def require_coco(path: Path, content) -> None:
