@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import check_dataset
 import cv2
@@ -464,7 +465,7 @@ def test_a_config_is_pointed_to_repaired_files(tmp_path, items, tiny_job):
     assert not [f for f in check_config(config) if f.level == 'error']
     dataset = config.test_dataloader.dataset
     assert dataset.ann_file == config.val_evaluator.ann_file == config.test_evaluator.ann_file
-    assert boxes(json.loads(open(dataset.ann_file).read())) == boxes(truth(items))
+    assert boxes(json.loads(Path(dataset.ann_file).read_text())) == boxes(truth(items))
     assert (tmp_path / 'data/result.json').read_bytes() == before
 
 

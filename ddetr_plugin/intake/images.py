@@ -102,13 +102,14 @@ def _base(file, names, tree, near, split, word) -> str | None:
         prefix = '' if candidate == '.' else f'{candidate}/'
         if candidate and all(f'{prefix}{name}' in tree.present for name in names):
             counts.setdefault(candidate, len(names))
-    most = max(counts.values(), default=0)
-    best = [candidate for candidate, count in counts.items() if count == most]
-    if not most:
+    counts = {folder: count for folder, count in counts.items() if count}
+    # A folder of another split holds the images only where no other one holds any.
+    fitting = {f: c for f, c in counts.items() if split is None or _split(f, split) == split}
+    counts = fitting or counts
+    if not counts:
         return None
-    own_split = [f for f in best if split is not None and (split_of(f) or ('',))[0] == split]
-    others = [f for f in best if split is None or (split_of(f) or (split,))[0] == split]
-    best = own_split or others or best
+    best = [folder for folder, count in counts.items() if count == max(counts.values())]
+    best = [folder for folder in best if split and _split(folder) == split] or best
     for other in best[1:]:
         if not _same(tree.root / best[0], tree.root / other, names):
             raise ValueError(
@@ -116,6 +117,10 @@ def _base(file, names, tree, near, split, word) -> str | None:
                 f'{", ".join(str(tree.root / f) for f in best)}. Leave one of them in {tree.root}'
             )
     return best[0]
+
+
+def _split(folder: str, default: str | None = None) -> str | None:
+    return (split_of(folder) or (default,))[0]
 
 
 def _same(folder: Path, other: Path, names: list[str]) -> bool:
