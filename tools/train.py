@@ -25,7 +25,7 @@ from ddetr_plugin.compat import (
     MissingPanopticAPIError,
     require_panopticapi,
 )
-from ddetr_plugin.data_checks import check_config, print_findings
+from ddetr_plugin.data_checks import check_config, has_errors, print_findings
 from ddetr_plugin.engine import launch
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
 from ddetr_plugin.intake import repair_config
@@ -86,9 +86,25 @@ def is_first(config):
     return os.environ.get(RANKS.get(config.launcher, ''), '0') == '0'
 
 
-def check_data(parser, config, repairs):
-    """Prints what does not fit in the data; ends the program where it would spoil the training."""
-    if print_findings(repairs.findings + check_config(config)):
+def check_data(parser, config):
+    """Looks through the data, and repairs what stands in the way of the training and can be.
+
+    Every process of a run does, so that all train on the same files; the first one speaks, writes,
+    and ends the program where the training would be spoilt.
+    """
+    findings = check_config(config)
+    if has_errors(findings):
+        repairs = repair_config(config, Path(config.work_dir) / 'annotations')
+        if not is_first(config):
+            return
+        if repairs.contents:
+            lock(parser, config.work_dir)
+            repairs.write()
+            print(f'Annotation files were repaired in {repairs.folder}:')
+            print('\n'.join(f'    {line}' for line in repairs.changes.lines()))
+            findings = check_config(config)
+        findings = repairs.findings + findings
+    if is_first(config) and print_findings(findings):
         parser.exit(
             1,
             'error: training on this data would fail or go wrong, see above. Correct it; '
@@ -116,18 +132,9 @@ def main(arguments=None):
         require_panopticapi(config.to_dict())
     except (OSError, ValueError, MissingPanopticAPIError) as error:
         parser.error(str(error))
-    repairs = None
     if not args.skip_data_check:
-        # In every process: all train on the same files.
-        repairs = repair_config(config, Path(config.work_dir) / 'annotations')
+        check_data(parser, config)
     if is_first(config):
-        if repairs and repairs.contents:
-            lock(parser, config.work_dir)
-            repairs.write()
-            print(f'Annotation files were repaired in {repairs.folder}:')
-            print('\n'.join(f'    {line}' for line in repairs.changes.lines()))
-        if repairs:
-            check_data(parser, config, repairs)
         # Before anything is written; AtomicCheckpointHook, which locks the folder for every
         # Runner, comes after the log file.
         lock(parser, config.work_dir)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddetr_plugin.data_checks import Finding, box_datasets, find_missing, read_json
+from ddetr_plugin.data_checks import Finding, box_datasets
 from ddetr_plugin.intake.changes import Changes, write_json
-from ddetr_plugin.intake.coco import image_names, normalise
 from ddetr_plugin.intake.folder import ANNOTATION_FOLDERS, read_split
-from ddetr_plugin.intake.images import image_size
 from ddetr_plugin.intake.tree import Tree
 
 __all__ = ['ConfigRepairs', 'repair_config']
@@ -76,8 +74,6 @@ def repair_config(config: Mapping, folder: Path) -> ConfigRepairs:
 
 def _repair(ann_file, images, dataset, path, repairs) -> tuple[Path | None, Path]:
     """The repaired file and the folder of its images; None instead of a file that is right."""
-    if not _needs_repair(ann_file, images):
-        return None, images
     root = Path(dataset.get('data_root') or ann_file.parent)
     if not dataset.get('data_root') and root.name.lower() in ANNOTATION_FOLDERS:
         root = root.parent
@@ -89,19 +85,3 @@ def _repair(ann_file, images, dataset, path, repairs) -> tuple[Path | None, Path
         return None, images
     repairs.contents[path] = split.content
     return path, split.image_folder
-
-
-def _needs_repair(ann_file: Path, images: Path) -> bool:
-    # Without polygons a file is read in a sixth of the time.
-    content = read_json(ann_file, polygons=False)
-    parts = ('images', 'annotations', 'categories')
-    if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
-        return False
-    names = image_names(content)
-    entries = [dict(id=number, file_name=name) for number, name in enumerate(names)]
-    if find_missing(images, entries):
-        return True
-    changes = Changes()
-    normalise(ann_file, content, names, lambda name: image_size(images / name), changes)
-    boxless = (isinstance(a, dict) and not a.get('bbox') for a in content['annotations'])
-    return bool(changes) or any(boxless)
