@@ -195,6 +195,25 @@ def test_a_file_that_is_right_is_used_as_it_is(folder, tmp_path):
     assert list((tmp_path / 'work').iterdir()) == []
 
 
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32'])
+def test_files_of_other_encodings_are_read_and_written_anew(folder, items, tmp_path, encoding):
+    folder(lambda content: None)
+    path = folder.path / 'result.json'
+    path.write_bytes(path.read_text().encode(encoding))
+    data = read_folder(folder.path).place(tmp_path)
+    data.write(tmp_path)
+    written = json.loads((tmp_path / 'instances_train.json').read_text(encoding='utf-8'))
+    assert boxes(written) == boxes(truth(items))
+
+
+def test_what_is_converted_is_written(folder, tmp_path):
+    data = folder(lambda content: None).convert(lambda c: dict(c, annotations=[]), 'emptied')
+    data = data.place(tmp_path)
+    data.write(tmp_path)
+    assert json.loads(data.train.ann_file.read_text())['annotations'] == []
+    assert data.train.ann_file == tmp_path / 'instances_train.json'
+
+
 def test_all_changes_are_written_with_what_was_before(folder, tmp_path):
     data = folder(REPAIRED['annotation_ids_from_0'])
     data.place(tmp_path).write(tmp_path)

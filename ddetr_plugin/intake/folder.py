@@ -1,5 +1,6 @@
 """A folder as an annotation tool left it, read as a training and a validation split."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from ddetr_plugin.intake.yolo import read_yolo
 
 __all__ = ['DataFolder', 'read_folder', 'read_split']
 
+PLAIN = 'utf-8'  # the one encoding that pycocotools reads
 # Folders that hold annotations of images beside them.
 ANNOTATION_FOLDERS = ('annotations', 'annotation', 'labels', 'ann')
 
@@ -52,6 +54,21 @@ class DataFolder(NamedTuple):
         """
         train, val = split_off_validation(self.train)
         return self._replace(train=train, val=val, held_out=True)
+
+    def convert(self, change: Callable[[dict], dict], kind: str) -> 'DataFolder':
+        """The same data, with contents that a function makes of those that were read.
+
+        Args:
+            change: from a COCO-format dict to another one.
+            kind: what it does, for the list of changes.
+        """
+        splits = []
+        for split in (self.train, self.val):
+            if split is not None:
+                self.changes.add(split.ann_file, kind, 'all', None, None)
+                split = split._replace(content=change(split.content))
+            splits.append(split)
+        return self._replace(train=splits[0], val=splits[1])
 
     def place(self, folder: Path) -> 'DataFolder':
         """The same data, with the annotation files that `write` writes into a folder.
@@ -149,6 +166,10 @@ def read_split(
         ValueError: the file is not in COCO's format.
     """
     content = read_json(file)
+    with file.open('rb') as opened:
+        encoding = json.detect_encoding(opened.read(4))
+    if encoding != PLAIN:
+        changes.add(file, 'encoding', 'the file', encoding, PLAIN)
     entries = content if isinstance(content, dict) else {}
     if not all(isinstance(entries.get(p), list) for p in ('images', 'annotations', 'categories')):
         require_coco(file, content)
