@@ -1,7 +1,7 @@
 # Each target does all the set-up it needs; `make help` lists them.
 # PYTHON=path   the Python that .venv is made from (3.10 or newer); its torch is used if >= 2.10.
 #               `make test-cuda` runs in it as it is, unnamed in .venv or else in python3
-# DATA=path     a COCO-format folder of your own for `make demo`
+# DATA=path     a data folder of your own for `make demo`: COCO, YOLO, Pascal VOC or LabelMe
 # ARGS='...'    further arguments for pytest, the demo or the benchmark
 
 PYTHON ?= python3
@@ -65,7 +65,7 @@ help: ## list the targets
 
 setup: $(STAMPS)/package ## make .venv, install what is pinned, build the op
 
-demo: setup ## train, evaluate and draw; DATA=path takes your own COCO-format folder
+demo: setup ## train, evaluate and draw; DATA=path takes your own data folder
 	$(PY) tools/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Two processes of one thread each: most of the time goes into what has one thread. ARGS='-n 0' is one

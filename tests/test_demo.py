@@ -16,6 +16,7 @@ from forked import environment, run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr_plugin.engine.work_dir_lock import LOCK
+from ddetr_plugin.intake import split_off_validation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -288,7 +289,7 @@ def train_split(folder, images, boxes):
     [(100, 2, 20, 1), (100, 10, 20, 2), (100, 100, 20, 20), (6, 2, 1, 1), (2, 2, 1, 1)],
 )
 def test_what_is_held_out_has_its_share_of_boxes(tmp_path, images, boxes, held_out, held_out_boxes):
-    train, val = demo.split_off_validation(train_split(tmp_path, images, boxes))
+    train, val = split_off_validation(train_split(tmp_path, images, boxes))
     ids = [{image['id'] for image in part.content['images']} for part in (train, val)]
     assert ids[0] | ids[1] == set(range(images)) and not ids[0] & ids[1]
     assert len(ids[1]) == held_out
@@ -298,8 +299,8 @@ def test_what_is_held_out_has_its_share_of_boxes(tmp_path, images, boxes, held_o
 
 
 def test_one_picture_with_boxes_cannot_be_held_out(tmp_path):
-    with pytest.raises(SystemExit, match='boxes on one picture only.*Annotate more'):
-        demo.split_off_validation(train_split(tmp_path, 100, 1))
+    with pytest.raises(ValueError, match='boxes on one image only.*Annotate more'):
+        split_off_validation(train_split(tmp_path, 100, 1))
 
 
 def test_a_foreign_folder_in_place_of_the_scenes_is_named(tmp_path, monkeypatch):
@@ -313,7 +314,7 @@ def test_a_foreign_folder_in_place_of_the_scenes_is_named(tmp_path, monkeypatch)
 def test_a_mistyped_folder_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'dta'])
-    with pytest.raises(SystemExit, match='error: dta is not a folder'):
+    with pytest.raises(SystemExit, match='error: dta does not exist'):
         demo.main()
     assert not list(tmp_path.iterdir())
 

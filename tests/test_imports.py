@@ -142,6 +142,14 @@ def test_the_package_imports_no_tools_configs_or_tests():
         assert not [name for name in modules(path) if within(name, 'tests', 'conftest')], path
 
 
+def test_reading_data_needs_its_checks_and_nothing_else_of_the_package():
+    for path in sources(PACKAGE / 'intake'):
+        ours = [name for name in modules(path) if within(name, 'ddetr_plugin')]
+        assert all(within(n, 'ddetr_plugin.intake', 'ddetr_plugin.data_checks') for n in ours), path
+    for path in sources(PACKAGE / 'data_checks'):
+        assert not [name for name in modules(path) if within(name, 'ddetr_plugin.intake')], path
+
+
 def test_every_component_module_has_its_place_in_the_order():
     files = {path.stem for path in (PACKAGE / 'models').glob('*.py')} - {'__init__'}
     assert files == set(ORDER)

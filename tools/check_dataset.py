@@ -1,15 +1,13 @@
-"""Check a COCO-format data set before training on it.
+"""Check a data set before training on it.
 
-    python tools/check_dataset.py FOLDER [--config CONFIG] [--json REPORT]
+    python tools/check_dataset.py FOLDER [--config CONFIG] [--json REPORT] [--write OUT]
     python tools/check_dataset.py --config CONFIG [--json REPORT]
 
-Finds the annotation files and the pictures, and says in plain words what does not fit. With a
-config, its class names are compared, too; without a folder, the data is what the config names, of
-boxes or of panoptic segments.
-Layouts of a folder that are found: annotations/instances_train (.json, or with a suffix such as
-2017) and instances_val, annotations/train.json and val.json, train/_annotations.coco.json and
-valid/_annotations.coco.json; pictures in images/, images/train/, train/, train2017/, beside the
-annotation file, or in the folder itself.
+Reads a folder as annotation tools export it (COCO's JSON under any name, YOLO, Pascal VOC or
+LabelMe), finds the images, and says in plain words what does not fit. FOLDER may also be one
+annotation file in COCO format. What has to be changed for a training, such as ids, is listed; OUT
+gets the result in COCO format, and FOLDER stays as it is. With a config, its class names are
+compared, too; without a folder, the data is what the config names, boxes or panoptic segments.
 
 Every finding has a file, an id and a remedy; REPORT lists them all. Exit status: 0 if nothing
 stands in the way of a training, warnings or not; 1 if something would break or spoil it; 2 if there
@@ -35,63 +33,43 @@ from ddetr_plugin.data_checks import (
     has_checked_data,
     is_scored,
     print_findings,
-    read_annotations,
     to_pixels,
     write_report,
 )
 from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
 from ddetr_plugin.engine.launch import load_config
+from ddetr_plugin.intake import read_folder
 
 __all__ = [
     'SHOWN',
     'Split',
+    'check_data',
     'check_folder',
     'config_scales',
     'describe',
-    'find_split',
     'is_scored',
+    'print_changes',
     'print_findings',
+    'read_data',
 ]
 
-ANNOTATION_FILES = (
-    'annotations/instances_{}.json',
-    'annotations/instances_{}[0-9]*.json',
-    'annotations/{}.json',
-    '{}/_annotations.coco.json',
-    'instances_{}.json',
-    '{}.json',
-)
-SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'test')}
 SCALES = ((320, 320),)  # the smallest that configs/*_custom.py resizes to
 
 
-def find_split(folder, name, boxes='pixels'):
-    """The Split called `name` ('train' or 'val') under `folder`, or None.
+def read_data(folder, keep_super_classes=False, boxes='pixels'):
+    """The DataFolder of a data set.
+
+    Args:
+        folder, keep_super_classes: see `read_folder`.
+        boxes: what the numbers of boxes are, 'pixels' or a key of BOX_FORMS.
 
     Raises:
-        ValueError: its annotation file is not COCO-format JSON.
+        As `read_folder`; ValueError: the boxes are of another form.
     """
-    for alias in SPLIT_NAMES[name]:
-        for pattern in ANNOTATION_FILES:
-            for ann_file in sorted(folder.glob(pattern.format(alias))):
-                content = read_annotations(ann_file)
-                content = content if boxes == 'pixels' else to_pixels(content, boxes)
-                return Split(name, ann_file, find_images(folder, alias, ann_file, content), content)
-    return None
-
-
-def find_images(folder, alias, ann_file, content):
-    """The folder that holds the first pictures of the split; the likeliest if none does."""
-    candidates = [
-        folder / 'images',
-        folder / 'images' / alias,
-        folder / alias,
-        folder / f'{alias}2017',
-        ann_file.parent,
-        folder,
-    ]
-    names = [image['file_name'] for image in content['images'][:20]]
-    return max(candidates, key=lambda c: sum((c / name).is_file() for name in names))
+    data = read_folder(folder, keep_super_classes)
+    if boxes == 'pixels':
+        return data
+    return data.convert(lambda content: to_pixels(content, boxes), f'{boxes} boxes became pixels')
 
 
 def check_folder(folder, scales=SCALES, boxes='pixels'):
@@ -106,23 +84,28 @@ def check_folder(folder, scales=SCALES, boxes='pixels'):
         (train Split, val Split or None, list of Findings).
 
     Raises:
-        FileNotFoundError: no folder, or no annotations of a training split in it.
-        ValueError: an annotation file is not in COCO format.
+        As `read_folder`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} is not a folder')
-    train, val = (find_split(folder, name, boxes) for name in ('train', 'val'))
-    if train is None:
-        raise FileNotFoundError(
-            f'{folder} has no training annotations; expected annotations/instances_train.json '
-            f'(or one of {", ".join(p.format("train") for p in ANNOTATION_FILES[1:])})'
-        )
+    data = read_data(folder, boxes=boxes)
+    return data.train, data.val, check_data(data, scales)
+
+
+def check_data(data, scales=SCALES):
+    """All findings of a DataFolder; `scales` as `check_folder`."""
+    train, val = data.train, data.val
     # Without validation data, tools/demo.py takes some of the training's.
-    findings = check_split(train, scales, scored=val is None)
+    findings = data.findings + check_split(train, scales, scored=val is None)
     if val is not None:
         findings += check_split(val, scales) + check_splits(train, val)
-    return train, val, findings
+    return findings
+
+
+def print_changes(data):
+    """Prints what a DataFolder was read from, and what had to be changed."""
+    print(f'Read as {data.format}: {"; ".join(data.notes)}')
+    if data.changes:
+        print('Changed on reading (the files stay as they are):')
+        print('\n'.join(f'    {line}' for line in data.changes.lines()))
 
 
 def check_model(model, train, val=None):
@@ -162,18 +145,34 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('folder', nargs='?', help='data set in COCO format')
+    parser.add_argument('folder', nargs='?', help='data set, or one annotation file')
     parser.add_argument('--config', help='config to train it with')
     parser.add_argument('--json', metavar='REPORT', type=Path, help='write all findings here')
     add_box_forms(parser)
+    parser.add_argument(
+        '--write', metavar='OUT', type=Path, help='write the data in COCO format into this folder'
+    )
+    parser.add_argument(
+        '--keep-super-classes',
+        action='store_true',
+        help='keep classes that no box uses and that others name as their supercategory',
+    )
     args = parser.parse_args(arguments)
     if not args.folder and not args.config:
         parser.error('name a folder, a config with --config, or both')
+    if args.write and not args.folder:
+        parser.error('--write needs a folder to read')
     try:
         config = load_config(args.config) if args.config else {}
         if args.folder:
             scales = config_scales(config) or SCALES
-            train, val, findings = check_folder(args.folder, scales, args.boxes)
+            data = read_data(args.folder, args.keep_super_classes, args.boxes)
+            print_changes(data)
+            if args.write:
+                data = data.place(args.write)
+                data.write(args.write)
+            train, val = data.train, data.val
+            findings = check_data(data, scales)
             classes = dataset_classes(config)
             for split in (train, val):
                 if split is not None and classes is not None:

@@ -160,12 +160,14 @@ def main(arguments=None):
     try:
         if args.data is None:
             make_demo_data.make(DEMO_DATA)
-        train, val = find_data(args.data or DEMO_DATA, [(args.image_size, args.image_size)])
+        data = find_data(args.data or DEMO_DATA, [(args.image_size, args.image_size)])
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    if train.ann_file == val.ann_file:
+    if data.held_out:
         parser.error('the data set has no annotations/instances_val.json to validate on')
-    args.out.mkdir(parents=True, exist_ok=True)
+    data = data.place(args.out)
+    data.write(args.out)
+    train, val = data.train, data.val
     pictures = len(train.content['images'])
     curves = {}
     # All models with a seed before the next seed: what is there can be compared at any time.

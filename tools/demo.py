@@ -1,7 +1,7 @@
 """Train on the demo's scenes or on your own pictures, evaluate, and draw.
 
     python tools/demo.py                 # digits on clutter; the data is made if need be
-    python tools/demo.py --data FOLDER   # your own data set in COCO format
+    python tools/demo.py --data FOLDER   # your own data set: COCO, YOLO, Pascal VOC or LabelMe
 
 Leaves in the work folder (work_dirs/demo/ or work_dirs/<folder name>/): checkpoints, metrics.json,
 curves.png, detections.png and detections/. Interrupted, the same command resumes; when the training
@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import inspect
 import json
-import random
 import re
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import check_dataset
 import make_demo_data
 import report
-from check_dataset import config_scales, is_scored
+from check_dataset import config_scales
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.config_types import has_type
@@ -82,67 +81,33 @@ OPTIONS = dict(
 WORKER_SETTINGS = ('num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory')
 
 
-def split_off_validation(train):
-    """Takes a fifth of the training pictures, drawn with a fixed seed, for validation.
-
-    Of the pictures with boxes, and of those without, a fifth each. Nothing is written.
-
-    Returns:
-        (train, val), as check_dataset.Split.
-
-    Raises:
-        SystemExit: there are no two pictures with boxes.
-    """
-    with_boxes = {a['image_id'] for a in train.content['annotations'] if is_scored(a)}
-    if len(with_boxes) < 2:
-        sys.exit(
-            f'error: {train.ann_file} has boxes on one picture only, but training and validation '
-            'need one each. Annotate more pictures, or add annotations/instances_val.json'
-        )
-    ids = {image['id'] for image in train.content['images']}
-    held_out = set()
-    for part, least in ((with_boxes, 1), (ids - with_boxes, 0)):
-        drawn = sorted(part)
-        random.Random(0).shuffle(drawn)
-        held_out.update(drawn[: max(least, len(drawn) // 5)])
-    splits = []
-    for name, wanted in (('train', False), ('val', True)):
-        content = dict(
-            train.content,
-            images=[i for i in train.content['images'] if (i['id'] in held_out) == wanted],
-            annotations=[
-                a for a in train.content['annotations'] if (a['image_id'] in held_out) == wanted
-            ],
-        )
-        splits.append(train._replace(name=name, content=content))
-    return splits
-
-
-def find_data(folder, scales, boxes='pixels'):
-    """The checked splits of a data set; both name the same file if one was split off the other.
+def find_data(folder, scales, keep_super_classes=False, boxes='pixels'):
+    """The checked DataFolder of a data set, a part held out where it has no validation data.
 
     Args:
         folder: of the data set.
         scales: that its pictures are resized to, see `config_scales`.
-        boxes: what their numbers are, see `check_dataset.check_folder`.
+        keep_super_classes: see `read_folder`.
+        boxes: what their numbers are, see `check_dataset.read_data`.
 
     Raises:
         OSError or ValueError: there is no data set in `folder`.
         SystemExit: something stands in the way of a training; it has been printed.
     """
     print(f'Checking {folder}')
-    train, val, findings = check_dataset.check_folder(folder, scales, boxes)
-    if check_dataset.print_findings(findings):
+    data = check_dataset.read_data(folder, keep_super_classes, boxes)
+    check_dataset.print_changes(data)
+    if check_dataset.print_findings(check_dataset.check_data(data, scales)):
         sys.exit('Correct the errors above, then run the same command again.')
-    if val is None:
-        train, val = split_off_validation(train)
+    if data.val is None:
+        data = data.hold_out()
         print(
             'There are no validation annotations (annotations/instances_val.json): a fifth of '
             'the training pictures is held out instead'
         )
-    print(check_dataset.describe(train))
-    print(check_dataset.describe(val))
-    return train, val
+    print(check_dataset.describe(data.train))
+    print(check_dataset.describe(data.val))
+    return data
 
 
 def read_config(path, overrides, work_dir, iters=None):
@@ -432,6 +397,11 @@ def main():
         'of its own, ending with -amp',
     )
     check_dataset.add_box_forms(parser)
+    parser.add_argument(
+        '--keep-super-classes',
+        action='store_true',
+        help='keep classes that no box uses and that others name as their supercategory',
+    )
     add_config_overrides(parser)
     args = parser.parse_args()
     if args.iters is not None and args.iters < 1:
@@ -446,27 +416,22 @@ def main():
         set_precision(config, args.amp)
         if args.data is None and make_demo_data.make(DEMO_DATA):
             print(f'Made the scenes in {DEMO_DATA}')
-        train, val = find_data(data, config_scales(config), args.boxes)
+        found = find_data(data, config_scales(config), args.keep_super_classes, args.boxes)
         lock_work_dir(work_dir)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    training = describe_data(train, val)
-    rewritten = train.ann_file == val.ann_file or args.boxes != 'pixels'
-    if rewritten:
-        # The user's folder is left alone.
-        train, val = (
-            s._replace(ann_file=work_dir / f'instances_{s.name}.json') for s in (train, val)
-        )
+    training = describe_data(found.train, found.val)
+    # The user's folder is left alone.
+    found = found.place(work_dir)
+    train, val = found.train, found.val
     fill_in(config, train, val)
     # Once more: what is said explicitly goes before what was filled in.
     config.merge_from_dict(args.cfg_options or {})
     check_dataset.print_findings(check_dataset.check_model(config.model, train, val))
     add_clock(config)
     check_same_training(work_dir, dict(training, **describe_settings(config, train)))
-    if rewritten:
-        for split in (train, val):
-            split.ann_file.write_text(json.dumps(split.content))
-        print(f'What is trained on and what is held out: {train.ann_file}, {val.ann_file}')
+    found.write(work_dir)
+    print(f'What is trained on and what is validated on: {train.ann_file}, {val.ann_file}')
 
     metrics = train_and_test(config, work_dir)
     (work_dir / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')

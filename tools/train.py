@@ -4,7 +4,9 @@
         [--amp [force]] [--auto-scale-lr] [--skip-data-check] [--cfg-options KEY=VALUE ...]
 
 Before anything else it looks through the annotation files for what would spoil the training, and
-whether all pictures are there; tools/check_dataset.py also looks into the pictures.
+whether all pictures are there; tools/check_dataset.py also looks into the pictures. Annotation
+files that can be repaired, such as those that count from 0, are: in the work folder, and the
+training reads that. The originals stay as they are.
 
 On several processes (GPUs, or CPUs with gloo):
 
@@ -12,6 +14,7 @@ On several processes (GPUs, or CPUs with gloo):
 """
 
 import argparse
+from pathlib import Path
 
 # Before anything imports mmdet: makes mmdet importable where mmcv has no compiled extension.
 import ddetr_plugin  # noqa: F401
@@ -21,9 +24,10 @@ from ddetr_plugin.compat import (
     MissingPanopticAPIError,
     require_panopticapi,
 )
-from ddetr_plugin.data_checks import check_config, print_findings
+from ddetr_plugin.data_checks import check_config, has_errors, print_findings
 from ddetr_plugin.engine import launch, precision
 from ddetr_plugin.engine.work_dir_lock import lock_work_dir
+from ddetr_plugin.intake import repair_config
 
 
 def parse_args(arguments=None):
@@ -71,12 +75,40 @@ def make_config(args):
 
 
 def check_data(parser, config):
-    """Prints what does not fit in the data; ends the program where it would spoil the training."""
-    if print_findings(check_config(config)):
+    """Looks through the data, and repairs what stands in the way of the training and can be.
+
+    Every process of a run does, so that all train on the same files; the first one speaks, writes,
+    and ends the program where the training would be spoilt.
+    """
+    findings = check_config(config)
+    if has_errors(findings):
+        repairs = repair_config(config, Path(config.work_dir) / 'annotations')
+        if not launch.is_first(config):
+            return
+        if repairs.contents:
+            lock(parser, config.work_dir)
+            repairs.write()
+            print(f'Annotation files were repaired in {repairs.folder}:')
+            print('\n'.join(f'    {line}' for line in repairs.changes.lines()))
+            findings = check_config(config)
+        findings = repairs.findings + findings
+    if launch.is_first(config) and print_findings(findings):
         parser.exit(
             1,
             'error: training on this data would fail or go wrong, see above. Correct it; '
             'tools/check_dataset.py --config lists everything. --skip-data-check trains anyway\n',
+        )
+
+
+def lock(parser, work_dir):
+    """Takes the work folder for this training, or ends the program."""
+    try:
+        lock_work_dir(work_dir)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(
+            f'nothing can be written to {work_dir}: {error}. Name another folder with --work-dir'
         )
 
 
@@ -88,20 +120,12 @@ def main(arguments=None):
         require_panopticapi(config.to_dict())
     except (OSError, ValueError, MissingPanopticAPIError) as error:
         parser.error(str(error))
+    if not args.skip_data_check:
+        check_data(parser, config)
     if launch.is_first(config):
-        if not args.skip_data_check:
-            check_data(parser, config)
-        try:
-            # Before anything is written; AtomicCheckpointHook, which locks the folder for every
-            # Runner, comes after the log file.
-            lock_work_dir(config.work_dir)
-        except ValueError as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(
-                f'nothing can be written to {config.work_dir}: {error}. Name another folder with '
-                '--work-dir'
-            )
+        # Before anything is written; AtomicCheckpointHook, which locks the folder for every
+        # Runner, comes after the log file.
+        lock(parser, config.work_dir)
     try:
         launch.build_runner(config, args.local_rank).train()
     except (launch.LaunchError, MissingMMCVOpError, CheckpointFileError) as error:

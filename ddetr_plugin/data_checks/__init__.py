@@ -3,7 +3,12 @@
 from ddetr_plugin.data_checks.annotations import check_annotations
 from ddetr_plugin.data_checks.box_forms import BOX_FORMS, to_pixels
 from ddetr_plugin.data_checks.capacity import check_capacity
-from ddetr_plugin.data_checks.configs import check_config, config_scales, has_checked_data
+from ddetr_plugin.data_checks.configs import (
+    box_datasets,
+    check_config,
+    config_scales,
+    has_checked_data,
+)
 from ddetr_plugin.data_checks.entries import is_scored
 from ddetr_plugin.data_checks.findings import (
     SHOWN,
@@ -28,6 +33,7 @@ __all__ = [
     'SHOWN',
     'Finding',
     'Split',
+    'box_datasets',
     'check_annotations',
     'check_capacity',
     'check_class_names',

@@ -22,7 +22,7 @@ from ddetr_plugin.datasets.image_files import decoding_of
 from ddetr_plugin.datasets.wrappers import base_dataset_configs
 from ddetr_plugin.engine.foreign_checkpoints import class_names
 
-__all__ = ['check_config', 'config_scales', 'has_checked_data']
+__all__ = ['box_datasets', 'check_config', 'config_scales', 'has_checked_data']
 
 CHECKED_LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -89,6 +89,19 @@ def check_config(config: Mapping, decode: bool = False) -> list[Finding]:
 def has_checked_data(config: Mapping) -> bool:
     """Whether `check_config` looks at any of the data that a config names."""
     return any(True for name in CHECKED_LOADERS for _ in _coco_datasets(config.get(name)))
+
+
+def box_datasets(config: Mapping) -> Iterator[tuple[Mapping, Path, Path]]:
+    """(config, annotation file, folder of images) of the datasets of boxes on a local disk.
+
+    Of all loaders; those that mmdet's CocoDataset reads, wrapped ones too.
+    """
+    for name in (*CHECKED_LOADERS, 'test_dataloader'):
+        for dataset, _, panoptic in _coco_datasets(config.get(name)):
+            if not panoptic:
+                prefixes = dataset.get('data_prefix') or {}
+                folder = Path(_join(dataset, prefixes.get('img') or ''))
+                yield dataset, Path(_join(dataset, dataset['ann_file'])), folder
 
 
 def config_scales(config: Mapping) -> list[tuple[int, int]]:

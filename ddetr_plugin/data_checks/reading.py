@@ -46,22 +46,22 @@ def read_annotations(path: Path, polygons: bool = True) -> dict:
         OSError: there is no such file.
         ValueError: it is something else, or an entry lacks what every tool relies on.
     """
-    data = _read_plain(path)
-    if not polygons:
-        data = POLYGONS.sub(b'"segmentation":[]', data)
-    content = _parse(path, data)
-    _check_parts(path, content, ENTRIES)
+    content = read_json(path, polygons)
+    require_coco(path, content)
     return content
 
 
-def read_json(path: Path):
+def read_json(path: Path, polygons: bool = True):
     """What a JSON file holds, of whatever form, in UTF-8, UTF-16 or UTF-32, marked or not.
+
+    `polygons` as `read_annotations`.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no JSON.
     """
-    return _parse(path, _read_plain(path))
+    data = _read_plain(path)
+    return _parse(path, data if polygons else POLYGONS.sub(b'"segmentation":[]', data))
 
 
 def require_coco(path: Path, content) -> None:
