@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from builders import tiny_config
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from test_distributed import (
     SAME_TRAINING,
     SHARDED,
@@ -14,6 +16,7 @@ from test_distributed import (
     train,
 )
 
+from ddetr_plugin.engine import launch
 from ddetr_plugin.registry import MODELS
 
 BACKBONES = {
@@ -87,6 +90,37 @@ def test_a_built_detector_has_frozen_what_training_would_freeze(name):
     model.train()
     assert built == {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(built) < len(list(model.parameters()))
+
+
+@MODELS.register_module()
+class LateFreezing(BaseModel):
+    """A model of somebody else, that freezes a part of itself in `train()`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, *inputs, mode='tensor'):
+        return None
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem.requires_grad_(False)
+        return self
+
+
+def test_a_model_of_somebody_else_is_frozen_before_the_launcher_wraps_it(tiny_job, monkeypatch):
+    seen = []
+
+    def wrap(runner, wrapper, model):
+        seen.append([name for name, p in model.named_parameters() if p.requires_grad])
+        return model
+
+    monkeypatch.setattr(Runner, 'wrap_model', wrap)
+    config = launch.load_config(tiny_job())
+    config.model = dict(type='ddetr_plugin.LateFreezing')
+    launch.build_runner(config)
+    assert seen == [['head.weight', 'head.bias']]
 
 
 def test_our_backbone_is_frozen_without_a_detector():

@@ -248,6 +248,17 @@ def share_by_name():
         torch.multiprocessing.set_sharing_strategy('file_system')
 
 
+class _Runner(Runner):
+    """mmengine's Runner, for models of any library that freeze stages in `train()`.
+
+    They have frozen them before a wrapper counts the parameters whose gradients it waits for.
+    """
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        model.train()
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
 def build_runner(config, local_rank=0):
     """The Runner of a config made by `load_config`, with the processes of a launcher joined.
 
@@ -274,6 +285,6 @@ def build_runner(config, local_rank=0):
     if 'runner_type' in config:
         # It builds the model when the training starts; an operator that is missing raises then.
         return RUNNERS.build(config)
-    runner = Runner.from_cfg(config)
+    runner = _Runner.from_cfg(config)
     require_mmcv_operators(runner.model)
     return runner
