@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch._subclasses import fake_tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ddetr_plugin.ops import native_load_error
+from ddetr_plugin.ops.torch_private import lookup
 
 __all__ = [
     'average_multiply_adds',
@@ -24,6 +24,8 @@ __all__ = [
     'picture_sizes',
 ]
 
+# torch's attention kernel for CPUs.
+CPU_ATTENTION = 'torch.ops.aten._scaled_dot_product_flash_attention_for_cpu'
 # Bilinear interpolation of four neighbours and the weighted sum, per sampled channel: the
 # 5 N_q K C of arXiv:2010.04159, A.1.
 PER_SAMPLED_CHANNEL = 5
@@ -60,7 +62,7 @@ def _formulas():
     return {
         ops.ms_deform_attn_forward: _forward_flops,
         ops.ms_deform_attn_fused_forward: _fused_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        lookup(CPU_ATTENTION): _attention_flops,
     }
 
 
@@ -117,6 +119,7 @@ def model_multiply_adds(model, height, width):
         samples = [blank_sample(height, width)]
         return model(torch.zeros(1, 3, height, width), samples, mode='tensor')
 
+    fake_tensor = lookup('torch._subclasses.fake_tensor')
     try:
         with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
             return count_multiply_adds(forward, model)

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+
+from ddetr_plugin.ops.torch_private import lookup
+
+TorchDispatchMode = lookup('torch.utils._python_dispatch.TorchDispatchMode')
+tree_map_only = lookup('torch.utils._pytree.tree_map_only')
 
 aten = torch.ops.aten
 PRODUCTS = (

@@ -17,7 +17,6 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddetr_plugin.engine.first_bad import (
     first_bad_gradient,
@@ -28,6 +27,7 @@ from ddetr_plugin.engine.first_bad import (
 )
 from ddetr_plugin.engine.random_state import capture_random_state
 from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.ops.torch_private import copy_all
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['BadNumberHook']
@@ -119,7 +119,7 @@ class BadNumberHook(Hook):
         def train_step(data, optim_wrapper):
             self._data, self._random_state = data, capture_random_state()
             if self._statistics:
-                torch._foreach_copy_(self._before, self._statistics)
+                copy_all(self._before, self._statistics)
             try:
                 return step(data, optim_wrapper)
             except NotFiniteError as error:
@@ -213,7 +213,7 @@ class BadNumberHook(Hook):
 
     def _restore_statistics(self) -> None:
         if self._statistics:
-            torch._foreach_copy_(self._statistics, self._before)
+            copy_all(self._statistics, self._before)
 
     def _first_bad(self, runner, in_float32: bool) -> str | None:
         """The name of the first bad tensor, if it is found without other processes."""
@@ -274,8 +274,8 @@ class BadNumberHook(Hook):
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The buffers of all batch norms, which their forward pass changes in training."""
-    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    """The buffers of all norms with running statistics, which their forward pass changes."""
+    norms = (m for m in model.modules() if isinstance(getattr(m, 'running_mean', None), Tensor))
     return [buffer for module in norms for buffer in module.buffers()]
 
 

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.library import register_vmap
+
+from ddetr_plugin.ops._transforms import call
 
 _forward = torch.ops.ddetr_plugin.ms_deform_attn_forward.default
 _backward = torch.ops.ddetr_plugin.ms_deform_attn_backward.default
@@ -70,29 +71,25 @@ def _map(operator, before, info, in_dims, arguments):
         else argument
         for i, argument in enumerate(arguments)
     ]
-    return operator(*folded), batch
+    return call(operator, *folded), batch
 
 
-@register_vmap('ddetr_plugin::ms_deform_attn_forward')
-def _forward_vmap(info, in_dims, *arguments):
+def forward(info, in_dims, *arguments):
     output, batch = _map(_forward, 0, info, in_dims, arguments)
     return batch.unfold(output), 0
 
 
-@register_vmap('ddetr_plugin::ms_deform_attn_backward')
-def _backward_vmap(info, in_dims, *arguments):
+def backward(info, in_dims, *arguments):
     grads, batch = _map(_backward, 1, info, in_dims, arguments)
     return tuple(map(batch.unfold, grads)), (0, 0, 0)
 
 
-@register_vmap('ddetr_plugin::ms_deform_attn_fused_forward')
-def _fused_forward_vmap(info, in_dims, *arguments):
+def fused_forward(info, in_dims, *arguments):
     output, batch = _map(_fused_forward, 0, info, in_dims, arguments)
     return batch.unfold(output), 0
 
 
-@register_vmap('ddetr_plugin::ms_deform_attn_fused_backward')
-def _fused_backward_vmap(info, in_dims, *arguments):
+def fused_backward(info, in_dims, *arguments):
     (*grads, grad_reference), batch = _map(_fused_backward, 2, info, in_dims, arguments)
     grads = [batch.unfold(grad) for grad in grads]
     reference, reference_grad = 5, 8
@@ -102,3 +99,22 @@ def _fused_backward_vmap(info, in_dims, *arguments):
     if batch.is_shared(arguments[reference], in_dims[reference]):
         grad_reference = grad_reference.sum(1, keepdim=True)
     return (*grads, grad_reference), (0, 0, 0, 0)
+
+
+def one_by_one(operator):
+    """The rule of an operator that is called once for each: dropout's masks go by position."""
+
+    def rule(info, in_dims, *arguments):
+        calls = [
+            call(
+                operator,
+                *(
+                    argument if dimension is None else argument.select(dimension, i)
+                    for argument, dimension in zip(arguments, in_dims, strict=True)
+                ),
+            )
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(calls), 0
+
+    return rule

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import register_fake
 
 from ddetr_plugin.ops.checks import VALUE_DTYPES, compute_dtype
+from ddetr_plugin.ops.torch_private import check
 
 
 @register_fake('ddetr_plugin::ms_deform_attn_forward')
@@ -131,7 +132,7 @@ def _relu_dropout_backward_fake(grad_output: Tensor, output: Tensor, p: float) -
 
 
 def _check(condition, message) -> None:
-    torch._check(condition, lambda: f'ms_deform_attn: {message()}')
+    check(condition, lambda: f'ms_deform_attn: {message()}')
 
 
 def _shape(tensor: Tensor) -> tuple:

@@ -6,7 +6,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ddetr_plugin.ops.torch_private import dispatch_mode_active, transforms_active
 
 _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
@@ -114,11 +115,7 @@ def level_tensors(sizes: tuple) -> tuple[torch.Tensor, torch.Tensor]:
         sizes: pairs of Python's integers, from `checks.plain_shapes`.
     """
     # Tracing and transforms want tensors of their own, and make some that nobody else can use.
-    if (
-        torch.compiler.is_compiling()
-        or _get_current_dispatch_mode() is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if torch.compiler.is_compiling() or dispatch_mode_active() or transforms_active():
         return _new_level_tensors(sizes)
     tensors = _level_tensors.get(sizes)
     if tensors is None:

@@ -5,6 +5,8 @@ import operator
 import torch
 from torch import Tensor
 
+from ddetr_plugin.ops.torch_private import is_transformed
+
 VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -205,7 +207,7 @@ def _is_readable(tensor: Tensor) -> bool:
         type(tensor) is Tensor
         and tensor.device.type == 'cpu'
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_transformed(tensor)
     )
 
 

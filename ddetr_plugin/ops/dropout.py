@@ -13,6 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ddetr_plugin.ops import _native
+from ddetr_plugin.ops._transforms import call
 
 __all__ = ['dropout', 'dropout_add', 'relu_dropout']
 
@@ -35,7 +36,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     if not training or p == 0:
         return x
     if _is_fast(x, p):
-        return torch.ops.ddetr_plugin.dropout.default(x, _seed(), p)
+        return call(torch.ops.ddetr_plugin.dropout.default, x, _seed(), p)
     return nnf.dropout(x, p)
 
 
@@ -59,7 +60,7 @@ def dropout_add(x: Tensor, residual: Tensor, p: float, training: bool = True) ->
         return residual + x
     same = x.shape == residual.shape and residual.dtype in (x.dtype, torch.float32)
     if same and _is_fast(x, p) and _is_fast(residual, p):
-        return torch.ops.ddetr_plugin.dropout_add.default(x, residual, _seed(), p)
+        return call(torch.ops.ddetr_plugin.dropout_add.default, x, residual, _seed(), p)
     return residual + nnf.dropout(x, p)
 
 
@@ -81,7 +82,7 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     if not training or p == 0:
         return x.relu()
     if _is_fast(x, p):
-        return torch.ops.ddetr_plugin.relu_dropout.default(x, _seed(), p)
+        return call(torch.ops.ddetr_plugin.relu_dropout.default, x, _seed(), p)
     return nnf.dropout(x.relu(), p)
 
 

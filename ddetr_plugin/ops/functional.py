@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ddetr_plugin.ops import _native
+from ddetr_plugin.ops._transforms import call
 from ddetr_plugin.ops.checks import (
     check_arguments,
     check_fused_arguments,
@@ -56,7 +57,8 @@ def ms_deform_attn(
         )
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
-    return torch.ops.ddetr_plugin.ms_deform_attn_forward.default(
+    return call(
+        torch.ops.ddetr_plugin.ms_deform_attn_forward.default,
         value,
         spatial_shapes,
         level_start_index,
@@ -119,7 +121,8 @@ def ms_deform_attn_fused(
         )
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes, level_start_index = _native.level_tensors(spatial_shapes)
-    return torch.ops.ddetr_plugin.ms_deform_attn_fused_forward.default(
+    return call(
+        torch.ops.ddetr_plugin.ms_deform_attn_fused_forward.default,
         value,
         spatial_shapes,
         level_start_index,

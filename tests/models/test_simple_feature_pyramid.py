@@ -91,7 +91,7 @@ def test_it_compiles_and_runs_in_bfloat16():
     pyramid = build()
     x = torch.randn(1, 8, 5, 4)
     wanted = pyramid([x])
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(pyramid, fullgraph=True, dynamic=True, backend='eager')
     for found, m in zip(compiled([x]), wanted):
         torch.testing.assert_close(found, m)

@@ -166,7 +166,7 @@ def test_mixed_precision_keeps_the_residual_stream_in_float32(dtype):
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_it_compiles_without_a_graph_break_and_once_for_other_sizes(with_cp):
     model = build(num_layers=1, with_cp=with_cp).train()
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
     for size in ((24, 40), (56, 72)):
         pictures = torch.randn(1, 3, *size)

@@ -179,7 +179,7 @@ def test_compiles_with_dynamic_sizes_that_equal_one_another(reference_size, batc
     value, shapes, starts, *points = arguments
     if integers:
         shapes, starts = [(8, 8), (4, 4), (2, 2), (1, 1)], None
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(ms_deform_attn_fused, fullgraph=True, dynamic=True, backend='eager')
     torch.testing.assert_close(
         compiled(value, shapes, starts, *points), ms_deform_attn_fused(*arguments)
@@ -298,7 +298,7 @@ def test_compiles_as_one_graph_with_gradients(device):
     def double(value, *rest):
         return 2 * ms_deform_attn_fused(value * 1, *rest)
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(double, fullgraph=True, backend='aot_eager')
     for queries in (6, 9, 11):  # the second shape makes the queries a symbol
         arguments = fused_case(queries=queries, device=device)

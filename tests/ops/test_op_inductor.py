@@ -32,7 +32,7 @@ def test_inductor_gives_the_values_and_gradients_of_eager_mode(
         output = operator(value.sin(), shapes, starts, points * 1.01, *weights)
         return output.relu() + 1
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(layer, backend='inductor', fullgraph=True, dynamic=dynamic)
     # Sizes that change differ from all others: torch would take equal ones for the same.
     shapes = [(4, 7, ((7, 5), (3, 4))), (6, 9, ((8, 6), (4, 3)))]

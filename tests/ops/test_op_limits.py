@@ -19,7 +19,7 @@ pytestmark = needs_native
 @pytest.mark.parametrize('fused', [False, True])
 def test_compiles_with_batch_queries_and_sizes_that_change(fused, dynamic):
     function, make = (ms_deform_attn_fused, fused_case) if fused else (ms_deform_attn, case)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=dynamic)
     for batch, queries, sizes in ((2, 6, [(7, 5), (3, 4)]), (3, 9, [(8, 6), (4, 3)])):
         arguments = make(batch=batch, queries=queries, sizes=sizes)

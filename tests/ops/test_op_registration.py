@@ -56,7 +56,7 @@ def test_compiles_as_one_graph_with_gradients(integers, device):
             shapes, starts = ((7, 5), (3, 4), (1, 1)), None
         return 2 * ms_deform_attn(value * 1, shapes, starts, locations, weights)
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(double, fullgraph=True, backend='aot_eager')
     for queries in (6, 9, 11):  # the second shape makes the queries a symbol
         arguments = case(queries=queries, device=device)

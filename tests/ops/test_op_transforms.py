@@ -223,7 +223,7 @@ def test_compiled_transforms_equal_eager_ones(fused):
     function, (value, *rest) = operator(fused)
     gradient = torch.func.grad(lambda value: loss_of(function)(value, *rest))
     values = torch.stack([value, 2 * value])
-    torch._dynamo.reset()
+    torch.compiler.reset()
     for transformed, argument in ((gradient, value), (torch.func.vmap(gradient), values)):
         compiled = torch.compile(transformed, fullgraph=True, backend='aot_eager')
         assert_close([compiled(argument)], [transformed(argument)])
