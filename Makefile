@@ -58,7 +58,7 @@ export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-cuda sanitize soak lint bench clean
+.PHONY: help setup demo test test-isa test-cuda sanitize soak lint bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,11 @@ demo: setup ## train, evaluate and draw; DATA=path takes your own data folder
 test: setup $(STAMPS)/test-requirements ## run the tests
 	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) OMP_NUM_THREADS=1 \
 		$(PY) -m pytest -q --tb=short -n 2 --dist worksteal $(ARGS)
+
+# 16-bit results depend on the instructions of the CPU.
+test-isa: setup $(STAMPS)/test-requirements ## run the numeric tests under each instruction set of the CPU
+	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) OMP_NUM_THREADS=1 \
+		$(PY) tests/instruction_sets.py -n 2 --dist worksteal $(ARGS)
 
 # Only for the GPUs that are there, which takes a fraction of the time. --force: setuptools would not
 # notice that a library was built for others.

@@ -5,6 +5,7 @@ import statistics
 import pytest
 import torch
 from mmdet_models import CONFIGS, build_tiny, supply_nms, tiny_batch
+from rounding import assert_as_near_as_rounding_allows
 
 from ddetr_plugin.ops import mmcv_replacement, replace_mmcv_op
 
@@ -110,21 +111,31 @@ def test_under_autocast_losses_stay_near_those_of_float32(name_and_model, spy):
     with replace_mmcv_op(), torch.autocast('cpu', torch.bfloat16):
         loss, _ = losses_of(name, model)
     loss.backward()
+    # With whatever proposals and matches the roundings change.
+    assert_as_near_as_rounding_allows(
+        dict(total=loss.detach()),
+        dict(total=expected.detach()),
+        lambda: dict(total=losses_of(name, model)[0]),
+        model,
+        torch.bfloat16,
+    )
     assert {value for value, _ in spy} == {torch.bfloat16}
     assert len(spy) == CALLS[name]
-    # Numbers have 8 bits in some 30 layers; proposals and matches may change.
-    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
 
 
 def test_under_autocast_scores_stay_near_those_of_float32(name_and_model, spy):
     name, model = name_and_model
-    expected = detections(name, model)
+
+    def scores():
+        found = detections(name, model)
+        return {f'scores of {i}': one.scores.float() for i, one in enumerate(found)}
+
+    expected = scores()
     with replace_mmcv_op(), torch.autocast('cpu', torch.bfloat16):
-        ours = detections(name, model)
+        ours = scores()
     assert {value for value, _ in spy} == {torch.bfloat16}
-    for mine, other in zip(ours, expected, strict=True):
-        # Random weights: scores of masks average pixels that a rounding moves over a threshold.
-        torch.testing.assert_close(mine.scores.float(), other.scores, rtol=0, atol=0.1)
+    # With whatever queries change places and whatever pixels of masks pass a threshold.
+    assert_as_near_as_rounding_allows(ours, expected, scores, model, torch.bfloat16)
 
 
 def test_encoders_sample_at_float32_coordinates_under_autocast(name_and_model, spy):

@@ -97,12 +97,17 @@ def with_grad(arguments):
     )
 
 
-def outputs_and_gradients(function, arguments):
-    """Output, then gradients of value, locations and weights for a fixed grad_output."""
+def outputs_and_gradients(function, arguments, rounded_to=None):
+    """Output, then gradients of value, locations and weights for a fixed grad_output.
+
+    The latter is rounded to the dtype of the output, or first to `rounded_to`, as it is for an
+    output of 16 bits that this one is compared with.
+    """
     leaves = with_grad(arguments)
     output = function(*leaves)
     generator = torch.Generator().manual_seed(1)
-    grad_output = torch.randn(output.shape, generator=generator).to(output)
+    grad_output = torch.randn(output.shape, generator=generator)
+    grad_output = grad_output.to(rounded_to or output.dtype).to(output)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     return [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]
 

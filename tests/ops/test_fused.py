@@ -88,11 +88,10 @@ def test_gradcheck(reference_size, device):
 
 
 @ALL_REFERENCES
-@pytest.mark.parametrize('dtype, tolerance', [('float16', 5e-4), ('bfloat16', 3e-3)])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('queries', [4, 200])
 @pytest.mark.parametrize('device', devices())
-def test_16_bit_values_keep_float32_coordinates(dtype, tolerance, queries, reference_size, device):
-    dtype = getattr(torch, dtype)
+def test_16_bit_values_keep_float32_coordinates(dtype, queries, reference_size, device):
     value, *rest = fused_case(
         reference_size, queries=queries, channels=32, dtype=torch.float32, device=device
     )
@@ -100,12 +99,16 @@ def test_16_bit_values_keep_float32_coordinates(dtype, tolerance, queries, refer
     exact = outputs_and_gradients(
         ms_deform_attn_fused_reference,
         [x.double() if x.is_floating_point() else x for x in (value.to(dtype), *rest)],
+        dtype,
     )
     assert low[0].dtype == low[1].dtype == dtype
     assert all(x.dtype == torch.float32 for x in low[2:])
+    # Inputs and grad_output are rounded alike. The output and the gradient of the value are rounded
+    # once, by up to half a step; what that changes in the gradient of the logits, which the output
+    # is needed for, is less. A twentieth more is left for sums in float32.
+    tolerance = 1.05 * torch.finfo(dtype).eps / 2
     for a, b in zip(low, exact):
-        # grad_output is rounded to 16 bits too.
-        assert (a - b).norm() <= 2 * tolerance * b.norm()
+        assert (a - b).norm() <= tolerance * b.norm()
 
 
 @pytest.mark.parametrize('device', devices())

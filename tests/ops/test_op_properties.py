@@ -103,13 +103,16 @@ def test_any_coordinate_at_all_equals_the_scalar_oracle(shape, coordinates):
 
 
 @few
-@given(shapes, st.sampled_from([(torch.float16, 5e-4), (torch.bfloat16, 3e-3)]))
-def test_16_bit_values_lose_no_more_than_their_own_rounding(shape, low):
-    dtype, tolerance = low
-    # One number per tensor has no mean error to speak of.
-    shape = dict(shape, queries=shape['queries'] + 20, channels=shape['channels'] + 8)
+@given(shapes, st.sampled_from([torch.float16, torch.bfloat16]))
+def test_16_bit_values_lose_no_more_than_their_own_rounding(shape, dtype):
     value, cells, starts, locations, weights = tensors(**shape, spread=1.0)
-    exact = ms_deform_attn_reference(value, cells, starts, locations, weights)
-    output = ms_deform_attn(value.to(dtype), cells, starts, locations.float(), weights.float())
+    value, locations, weights = value.to(dtype), locations.float(), weights.float()
+    exact = ms_deform_attn_reference(
+        value.double(), cells, starts, locations.double(), weights.double()
+    )
+    output = ms_deform_attn(value, cells, starts, locations, weights)
     assert output.dtype == dtype
-    assert (output - exact).norm() <= tolerance * exact.norm()
+    # Inputs are rounded alike: what is left is one rounding of each output, by half a step, and
+    # the errors of float32 in coordinates and sums.
+    half_a_step = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(output.double(), exact, rtol=half_a_step, atol=1e-4)
