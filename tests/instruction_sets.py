@@ -33,7 +33,8 @@ NUMERIC = (
 REPORT = """
 import torch
 from ddetr_plugin.ops import native_load_error
-torch.nn.functional.conv2d(torch.ones(1, 8, 9, 9), torch.ones(8, 8, 3, 3))
+# Large enough for oneDNN, which then says what it uses.
+torch.nn.functional.conv2d(torch.ones(4, 64, 59, 59), torch.ones(64, 64, 3, 3))
 ours = 'not built' if native_load_error() else torch.ops.ddetr_plugin.cpu_capability()
 print('in use:', torch.backends.cpu.get_cpu_capability(), ours)
 """
