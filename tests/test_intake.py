@@ -214,6 +214,14 @@ def test_what_is_converted_is_written(folder, tmp_path):
     assert data.train.ann_file == tmp_path / 'instances_train.json'
 
 
+def test_what_was_written_into_the_folder_itself_is_not_read_again(folder):
+    data = folder(REPAIRED['annotation_ids_from_0'])
+    work = folder.path / 'work_dirs/data'
+    data.place(work).write(work)
+    again = read_folder(folder.path)
+    assert again.train == data.train and errors(again) == []
+
+
 def test_all_changes_are_written_with_what_was_before(folder, tmp_path):
     data = folder(REPAIRED['annotation_ids_from_0'])
     data.place(tmp_path).write(tmp_path)

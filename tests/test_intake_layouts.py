@@ -106,6 +106,8 @@ def load(split, classes, test_mode):
         data_prefix=dict(img=str(split.image_folder)),
         metainfo=dict(classes=classes),
         test_mode=test_mode,
+        # Else it collects garbage, which takes longer than all the rest.
+        serialize_data=False,
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='mmdet.LoadAnnotations', with_bbox=True),

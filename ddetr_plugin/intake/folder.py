@@ -94,10 +94,10 @@ class DataFolder(NamedTuple):
         The originals stay as they are.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for split in (self.train, self.val):
-            if split is not None and split.ann_file.parent == folder:
-                write_json(split.ann_file, split.content)
-        if self.changes:
+        placed = [s for s in (self.train, self.val) if s and s.ann_file.parent == folder]
+        for split in placed:
+            write_json(split.ann_file, split.content)
+        if placed:
             write_json(folder / 'data_changes.json', self.changes.entries())
 
     def _is_as_its_file(self, split: Split) -> bool:

@@ -18,13 +18,18 @@ IMAGE_SUFFIXES = (
 SPLIT_WORDS = dict(
     train=('train', 'training'), val=('val', 'valid', 'validation', 'dev'), test=('test', 'testing')
 )
+# Files of the folders that trainings and `DataFolder.write` leave, which hold no originals.
+OWN = {'.training_lock', 'data_changes.json'}
 WHOLE = math.inf  # how much of a path agrees that is there as it stands
 # What Label Studio puts before the name of an uploaded file.
 UPLOAD_PREFIX = re.compile(r'^[0-9a-f]{8}-(?=.)')
 
 
 class Tree:
-    """All files below a folder; hidden ones are left out, and links to folders are followed."""
+    """All files below a folder, also where links lead to folders.
+
+    Hidden ones are left out, and folders that a training or `DataFolder.write` has left.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -119,6 +124,9 @@ def _walk(root: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
+        if folder != str(root) and OWN.intersection(files):
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith(('.', '__MACOSX')))
         below = os.path.relpath(folder, root).replace(os.sep, '/')
         for name in files:
