@@ -22,6 +22,7 @@ from ddetr_plugin.data_checks import (
 )
 from ddetr_plugin.data_checks.box_forms import BOX_FORMS, normalised_form
 from ddetr_plugin.data_checks.reading import PLAIN, encoding_of
+from ddetr_plugin.data_checks.segments import check_segments
 from ddetr_plugin.data_checks.whereabouts import Whereabouts
 
 SIZE = WIDTH, HEIGHT = 200, 100
@@ -361,6 +362,20 @@ def test_the_check_of_a_config_counts_queries(tiny_job):
     config.model.query_head.num_queries = 1
     found = [f for f in check_config(config) if 'more boxes' in f.kind]
     assert found and not has_errors(found)
+
+
+def test_many_crowds_among_segments_are_counted_too(tmp_path):
+    content = dict(make_content(2), annotations=[])
+    for image_id in (1, 2):
+        segments = [
+            dict(id=k, category_id=1, bbox=[1, 1, 9, 9], area=50, iscrowd=int(k > 1))
+            for k in (1, 2)
+        ]
+        content['annotations'].append(dict(image_id=image_id, segments_info=segments))
+    found = check_segments(tmp_path / 'a.json', content, training=True)
+    (crowds,) = [f for f in found if f.kind == 'many segments are marked as crowds']
+    assert (crowds.level, crowds.part) == ('warning', 'segment')
+    assert '2 of 4 segments (50%)' in crowds.detail
 
 
 def test_normalised_boxes_of_a_folder_are_read_by_an_option(tiny_coco, tmp_path, capsys):

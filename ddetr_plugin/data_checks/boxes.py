@@ -20,11 +20,20 @@ __all__ = [
 
 MASKS = ('segmentation', 'keypoints')  # keys that a box can be computed of
 TYPES = {str: 'text', int: 'an integer'}
-# How boxes of other forms become COCO's, in words.
-TO_PIXELS = {
-    'normalised': 'multiply x and width by the width of the image, y and height by its height',
-    'normalised-xyxy': 'subtract x1, y1 from x2, y2, and multiply by width and height',
-    'normalised-cxcywh': 'subtract half the sides from the centre, and multiply by the size',
+# What boxes of other forms are, and how they become COCO's.
+IN_WORDS = {
+    'normalised': (
+        '[x, y, width, height] as shares of the image',
+        'multiply x and width by the width of the image, y and height by its height',
+    ),
+    'normalised-xyxy': (
+        '[x1, y1, x2, y2] as shares of the image',
+        'subtract x1, y1 from x2, y2, and multiply by width and height',
+    ),
+    'normalised-cxcywh': (
+        '[centre x, centre y, width, height] as shares of the image',
+        'subtract half the sides from the centre, and multiply by width and height',
+    ),
 }
 
 Report = Callable[..., None]
@@ -75,14 +84,14 @@ def check_boxes(content: dict, scored: bool, report: Report) -> None:
 def _report_normalised(form: str, annotations: list[dict], report: Report) -> None:
     count = sum(is_box(annotation.get('bbox')) for annotation in annotations)
     example = next(a['bbox'] for a in annotations if is_box(a.get('bbox')))
+    words, remedy = IN_WORDS[form]
     report(
         'error',
         'boxes that are normalised to 0..1',
         None,
         None,
-        f'nearly all of {count} boxes are within 0..1, such as {example}; they look {form}',
-        f'COCO format is [x, y, width, height] in pixels: read them by --boxes {form}, or '
-        f'{TO_PIXELS[form]}',
+        f'nearly all of {count} boxes are within 0..1, such as {example}; they look like {words}',
+        f'COCO format is [x, y, width, height] in pixels: read them by --boxes {form}, or {remedy}',
     )
 
 

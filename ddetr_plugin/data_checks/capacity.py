@@ -39,8 +39,8 @@ def check_capacity(
     if queries:
         place, number = queries
         remedy = (
-            f'set {place} to more than there are boxes on an image, such as {{}}; a query finds '
-            'one box, so that others are neither learned nor found'
+            f'set {place} to more than {{}}, the most boxes of an image: a query finds one box, so '
+            'that the others are neither learned nor found'
         )
         findings += _warn('queries', place, number, counts, file, remedy)
     if kept:
