@@ -2,8 +2,12 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from ddetr_plugin.ops import ms_deform_attn, torch_private
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARDED = ROOT / 'ddetr_plugin' / 'ops' / 'torch_private.py'
@@ -107,3 +111,41 @@ def test_only_the_guarded_module_uses_private_names_of_torch():
         if path != GUARDED and private_names(path.read_text())
     }
     assert not found
+
+
+def test_without_a_name_the_operator_is_slower_and_not_wrong(monkeypatch):
+    locations, weights = torch.rand(1, 3, 1, 2, 2, 2), torch.rand(1, 3, 1, 2, 2)
+
+    def results():
+        value = torch.arange(7.0).view(1, 7, 1, 1).requires_grad_()
+
+        def output(value):
+            return ms_deform_attn(value, ((2, 2), (1, 3)), None, locations, weights)
+
+        (gradient,) = torch.autograd.grad(output(value).square().sum(), value)
+        other = torch.func.grad(lambda value: output(value).square().sum())(value)
+        return [output(value), gradient, other]
+
+    expected = results()
+    bare = SimpleNamespace(_C=SimpleNamespace(), utils=SimpleNamespace())
+    monkeypatch.setattr(torch_private, 'torch', bare)
+    assert torch_private.transforms_active() and torch_private.dispatch_mode_active()
+    assert torch_private.is_transformed(locations)
+    for found, wanted in zip(results(), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_without_a_name_checks_and_copies_do_the_same(monkeypatch):
+    monkeypatch.setattr(torch_private, 'torch', SimpleNamespace())
+    torch_private.check(True, lambda: 'wrong')
+    with pytest.raises(RuntimeError, match='wrong'):
+        torch_private.check(False, lambda: 'wrong')
+    targets = [torch.zeros(2), torch.zeros(3)]
+    torch_private.copy_all(targets, [torch.ones(2), torch.ones(3)])
+    assert torch.cat(targets).tolist() == [1] * 5
+
+
+def test_a_name_that_only_tools_need_is_missed_by_name():
+    assert torch_private.lookup('torch.utils._pytree.tree_map_only')
+    with pytest.raises(ImportError, match=r'torch \S+ has no torch\._gone\.thing'):
+        torch_private.lookup('torch._gone.thing')

@@ -1,5 +1,7 @@
 """torch.func and forward-mode differentiation: what works is right, the rest is refused."""
 
+import warnings
+
 import pytest
 import torch
 from op_cases import SIZES, case, devices, fused_case, needs_native
@@ -100,6 +102,21 @@ def test_dropout_refuses_tangents(function):
     x = torch.randn(10)
     with pytest.raises(NotImplementedError, match=FORWARD_MODE):
         torch.func.jvp(function, (x,), (torch.ones(10),))
+
+
+@pytest.mark.parametrize('gradient', [False, True])
+def test_dropout_under_vmap_draws_one_mask_or_one_for_each_call(gradient):
+    def function(x):
+        return torch.func.grad(lambda x: dropout(x, 0.5).sum())(x) if gradient else dropout(x, 0.5)
+
+    with warnings.catch_warnings():
+        # torch's own rule for operators without one is slow, and says so.
+        warnings.simplefilter('error')
+        same = torch.func.vmap(function, in_dims=1, randomness='same')(torch.ones(50, 3))
+        each = torch.func.vmap(function, in_dims=1, randomness='different')(torch.ones(50, 3))
+    assert same.unique().tolist() == each.unique().tolist() == [0, 2]
+    assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+    assert not torch.equal(each[0], each[1])
 
 
 @OPERATORS
