@@ -216,10 +216,14 @@ def test_json_of_any_encoding_is_read_and_what_mmdet_cannot_is_an_error(
 
     content = json.loads(tiny_coco.annotations.read_text())
     content['info'] = dict(author='Jürgen 橋本')
+    content['annotations'][0]['segmentation'] = [[1, 2, 9, 2, 9, 8]]
     file = tmp_path / 'train.json'
     file.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
     assert read_json(file) == content
-    assert read_annotations(file) == read_annotations(file, polygons=False) == content
+    assert read_annotations(file) == content
+    quick = read_annotations(file, polygons=False)
+    assert quick['annotations'].pop(0)['segmentation'] == []
+    assert quick['annotations'] == content['annotations'][1:]
     assert (encoding_of(file) == PLAIN) == (encoding == 'utf-8')
     config = Config.fromfile(tiny_job(**{'train_dataloader.dataset.ann_file': str(file)}))
     errors = [f for f in check_config(config) if f.level == 'error']
