@@ -23,8 +23,9 @@ from ddetr_plugin.checkpoints.source_models import source_model
 __all__ = ['TOLERANCE', 'Verification', 'build_ours', 'verify']
 
 # Of logits relative to the largest one, if that is above 1; of normalised boxes as they are.
-# Models of full size in float32 differ by 7e-6 at most, wrong settings make 1e-2 and more.
-TOLERANCE = 1e-4
+# Rounding in float32 made 7e-6 on models of full size and 2.4e-5 on small ones with large weights;
+# wrong settings make 1e-2 and more.
+TOLERANCE = 1e-3
 
 
 class Verification(NamedTuple):

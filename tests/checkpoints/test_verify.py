@@ -207,7 +207,7 @@ def test_what_the_file_says_otherwise_is_named_and_the_numbers_differ(odd):
     found = verify(wrong, file, converted)
     assert found.by_config
     assert found.passed == (name in UNSEEN)
-    assert found.passed or found.logits > 10 * TOLERANCE
+    assert found.passed or found.logits > 10 * TOLERANCE, found
     if right is None:
         return
     fitting = our_config(name, right)
