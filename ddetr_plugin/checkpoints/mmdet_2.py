@@ -1,9 +1,10 @@
 """Checkpoints of mmdet 2.x's DETR and Deformable DETR: its names and its config, as mmdet 3's."""
 
-import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ddetr_plugin.checkpoints.config_text import is_written_out, model_of_config
 
 __all__ = ['START', 'is_mmdet_2', 'mmdet_3_config', 'mmdet_3_name']
 
@@ -52,7 +53,9 @@ def mmdet_3_config(text: str) -> str | None:
     Returns:
         None if the text is no such config.
     """
-    model = _model_of(text)
+    model = model_of_config(text)
+    if not is_written_out(model):
+        return None
     try:
         return f'model = {_written(_upgraded(model))}\n'
     # Whatever else the text says, or leaves out, of which there is no end.
@@ -119,33 +122,6 @@ def _layer(coder: Mapping, attentions: int) -> tuple[list[dict], dict]:
 
 def _without(config: Mapping, key: str) -> dict:
     return {k: v for k, v in config.items() if k != key}
-
-
-def _model_of(text: str) -> Any:
-    """What a config in Python assigns to `model`, as far as it is written out; else None."""
-    try:
-        for statement in ast.parse(text).body:
-            targets = getattr(statement, 'targets', ())
-            if any(isinstance(target, ast.Name) and target.id == 'model' for target in targets):
-                return _literal(statement.value)  # type: ignore[attr-defined]
-    except (MemoryError, RecursionError, SyntaxError, ValueError):
-        pass
-    return None
-
-
-def _literal(node: ast.expr) -> Any:
-    """Numbers, words, and dicts, lists and tuples of them.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        return {str(word.arg): _literal(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values) if k is not None}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_literal(element) for element in node.elts]
-    return ast.literal_eval(node)
 
 
 def _written(value: Any) -> str:

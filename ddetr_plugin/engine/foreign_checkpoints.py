@@ -68,8 +68,8 @@ class ForeignCheckpointHook(Hook):
     the dataset of the config and the checkpoint give; classes that the checkpoint does not know
     start fresh, and the log says which. So do the rows of our own checkpoints; of files that do
     not say which classes they know, the rows stay where they are. It warns where the file is of a
-    dilated backbone and the model is not, or the other way round, or where
-    it says that its attention has other heads or points. Resuming changes nothing, and
+    dilated backbone and the model is not, or the other way round, or where it says that settings
+    which weights do not show are others, see `setting_mismatches`. Resuming changes nothing, and
     only our own checkpoints can be resumed from. Of other models' weights it strips what DDP and
     torch.compile leave before names; those of mmdet 2.x's DETR get the names of mmdet 3.
 
