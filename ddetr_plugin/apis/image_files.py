@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddetr_plugin.datasets.image_files import IMAGE_SUFFIXES
+
 __all__ = ['find_images', 'name_results']
 
-# What is taken from a folder. Any other file that the config's loader reads can be named itself.
-SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.jp2', '.avif'}
 NAMED = 3  # files of one kind that a message names
 
 
@@ -38,7 +38,7 @@ def find_images(
         if skip is not None and path.resolve() in skip.resolve().parents:
             own = skip.resolve()
             entries = [e for e in entries if own != e.resolve() and own not in e.resolve().parents]
-        found = [e for e in entries if e.suffix.lower() in SUFFIXES and e.is_file()]
+        found = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
         left_out = _describe_left_out(path, set(entries) - set(found), recursive)
     else:
         found = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())

@@ -26,6 +26,7 @@ from ddetr_plugin.data_checks.reading import (
     require_coco,
 )
 from ddetr_plugin.data_checks.splits import Split, check_class_names, check_split, check_splits
+from ddetr_plugin.data_checks.whereabouts import dataset_folder
 
 __all__ = [
     'BOX_FORMS',
@@ -42,6 +43,7 @@ __all__ = [
     'check_split',
     'check_splits',
     'config_scales',
+    'dataset_folder',
     'encoding_of',
     'find_missing',
     'has_checked_data',

@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from ddetr_plugin.datasets.image_files import IMAGE_SUFFIXES
+
 __all__ = ['Whereabouts', 'dataset_folder']
 
 # Entries of folders that are looked through.
 MOST = 100_000
 # Folders that hold annotation files, and not the data set.
-ANNOTATION_FOLDERS = ('annotations', 'labels')
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.avif', '.gif', '.jp2')
+ANNOTATION_FOLDERS = ('annotations', 'annotation', 'labels', 'ann')
 
 
 def dataset_folder(ann_file: Path) -> Path:
@@ -91,7 +92,7 @@ def _images_below(folders: Sequence[Path]) -> Iterator[Path]:
             if left < 0:
                 return
             for name in names:
-                if name.lower().endswith(SUFFIXES):
+                if name.lower().endswith(IMAGE_SUFFIXES):
                     yield Path(folder, name)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     'AS_MMCV',
+    'IMAGE_SUFFIXES',
     'Decoding',
     'UnreadableImageError',
     'decode_image',
@@ -20,6 +21,11 @@ __all__ = [
     'read_image',
 ]
 
+# What files of images are called, in any case. Others are read where they are named.
+IMAGE_SUFFIXES = (
+    '.avif', '.bmp', '.jfif', '.jpe', '.jpeg', '.jpg', '.jp2', '.png', '.pbm', '.pgm', '.ppm',
+    '.tif', '.tiff', '.webp',
+)  # fmt: skip
 JPEG_START, JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
 # The markers that end a scan: neither a stuffed zero, a restart nor a filling byte.
 JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)

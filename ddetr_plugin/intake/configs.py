@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddetr_plugin.data_checks import Finding, box_datasets
+from ddetr_plugin.data_checks import Finding, box_datasets, dataset_folder
 from ddetr_plugin.intake.changes import Changes, write_json
-from ddetr_plugin.intake.folder import ANNOTATION_FOLDERS, read_split
+from ddetr_plugin.intake.folder import read_split
 from ddetr_plugin.intake.tree import Tree
 
 __all__ = ['ConfigRepairs', 'repair_config']
@@ -74,10 +74,7 @@ def repair_config(config: Mapping, folder: Path) -> ConfigRepairs:
 
 def _repair(ann_file, images, dataset, path, repairs) -> tuple[Path | None, Path]:
     """The repaired file and the folder of its images; None instead of a file that is right."""
-    root = Path(dataset.get('data_root') or ann_file.parent)
-    if not dataset.get('data_root') and root.name.lower() in ANNOTATION_FOLDERS:
-        root = root.parent
-    tree = Tree(root)
+    tree = Tree(Path(dataset.get('data_root') or dataset_folder(ann_file)))
     known = images if images.is_dir() else None
     split, findings = read_split('train', ann_file, tree, repairs.changes, known)
     repairs.findings += findings

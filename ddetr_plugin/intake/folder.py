@@ -8,6 +8,7 @@ from ddetr_plugin.data_checks import (
     PLAIN,
     Finding,
     Split,
+    dataset_folder,
     encoding_of,
     read_json,
     require_coco,
@@ -25,9 +26,6 @@ from ddetr_plugin.intake.voc import read_voc
 from ddetr_plugin.intake.yolo import read_yolo
 
 __all__ = ['DataFolder', 'read_folder', 'read_split']
-
-# Folders that hold annotations of images beside them.
-ANNOTATION_FOLDERS = ('annotations', 'annotation', 'labels', 'ann')
 
 
 class DataFolder(NamedTuple):
@@ -122,8 +120,7 @@ def read_folder(path: Path, keep_super_classes: bool = False) -> DataFolder:
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist (looked from {Path.cwd()})')
     if path.is_file():
-        inside = path.parent.name.lower() in ANNOTATION_FOLDERS
-        tree = Tree(path.parent.parent if inside else path.parent)
+        tree = Tree(dataset_folder(path))
         chosen = dict(train=tree.relative(path))
     else:
         tree = Tree(path)

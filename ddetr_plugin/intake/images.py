@@ -4,11 +4,10 @@ import filecmp
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-import cv2
-import numpy as np
 from PIL import Image
 
 from ddetr_plugin.data_checks import Finding
+from ddetr_plugin.datasets.image_files import UnreadableImageError, decode_image
 from ddetr_plugin.intake.changes import Changes
 from ddetr_plugin.intake.tree import Tree, split_of
 
@@ -73,10 +72,10 @@ def image_size(path: Path) -> tuple[int, int] | None:
     except Exception:  # Pillow's plugins raise whatever they like; OpenCV may still read it
         pass
     try:
-        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
+        height, width = decode_image(path.read_bytes()).shape[:2]
+    except (OSError, UnreadableImageError):
         return None
-    return None if decoded is None else (decoded.shape[1], decoded.shape[0])
+    return width, height
 
 
 def _base(file, names, tree, near, split, word) -> str | None:

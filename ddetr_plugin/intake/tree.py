@@ -8,12 +8,10 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ['IMAGE_SUFFIXES', 'Tree', 'split_of']
+from ddetr_plugin.datasets.image_files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (
-    '.avif', '.bmp', '.jfif', '.jpe', '.jpeg', '.jpg', '.jp2', '.png', '.pbm', '.pgm', '.ppm',
-    '.tif', '.tiff', '.webp',
-)  # fmt: skip
+__all__ = ['Tree', 'split_of']
+
 # Words in names of files and folders that say which split they are of, the likelier ones first.
 SPLIT_WORDS = dict(
     train=('train', 'training'), val=('val', 'valid', 'validation', 'dev'), test=('test', 'testing')

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from ddetr_plugin.datasets.image_files import IMAGE_SUFFIXES
 from ddetr_plugin.intake.building import Builder
 from ddetr_plugin.intake.images import image_size
-from ddetr_plugin.intake.tree import IMAGE_SUFFIXES, SPLIT_WORDS, Tree, split_of
+from ddetr_plugin.intake.tree import SPLIT_WORDS, Tree, split_of
 
 __all__ = ['read_yolo']
 
