@@ -134,7 +134,7 @@ def test_good_panoptic_data_has_no_findings_and_the_config_is_not_changed(job):
         (lambda c: c['categories'][3].pop('isthing'), 'category', 'error',
          'categories without isthing', 'road, isthing None'),
         (swap_isthing, 'category', 'error',
-         'things and stuff that the config takes for each other', 'num_things=2 of ddetr_plugin.'),
+         'things and stuff that the config takes for each other', 'num_things=2 of LoadPanoptic'),
         (lambda c: c['categories'].append(dict(id=200, name='ball', isthing=1)), 'category',
          'warning', 'classes without segments to learn from', 'ball'),
     ],
