@@ -189,6 +189,16 @@ def test_normalised_boxes_are_an_error_that_names_their_form_and_can_be_scaled(t
     assert found_in(scaled, tmp_path) == []
 
 
+@pytest.mark.parametrize('area', [0, 1, 0.9], ids=['few pixels', 'one pixel', 'product of corners'])
+def test_an_area_that_was_counted_in_shares_becomes_that_of_the_box(area):
+    content = make_content()
+    for annotation in content['annotations']:
+        annotation['bbox'] = [v / SIZE[i % 2] for i, v in enumerate(annotation['bbox'])]
+        annotation['area'] = area
+    for annotation in to_pixels(content, 'normalised')['annotations']:
+        assert annotation['area'] == pytest.approx(1000)
+
+
 def test_boxes_that_are_no_shares_of_their_image_are_not_scaled():
     with pytest.raises(ValueError, match='no normalised box within its image; --boxes has'):
         to_pixels(make_content(), 'normalised')

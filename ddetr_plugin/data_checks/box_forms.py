@@ -74,7 +74,8 @@ def _is_inside(x: float, y: float, width: float, height: float) -> bool:
 def to_pixels(content: dict, form: str) -> dict:
     """The content with normalised boxes, and polygons, made into COCO's pixels.
 
-    Areas of at most 1 are shares of the image and become pixels, too; others stay.
+    Areas within a box are shares of the image and become pixels, too. Others up to 1, as a count of
+    pixels or a product of corners gives for shares, become those of their boxes; larger ones stay.
 
     Args:
         content: as `read_annotations` returns it; left alone.
@@ -101,7 +102,8 @@ def to_pixels(content: dict, form: str) -> dict:
         changes = dict(bbox=[x * columns, y * rows, width * columns, height * rows])
         area = annotation.get('area')
         if isinstance(area, NUMBER) and area <= 1:
-            changes['area'] = area * columns * rows
+            within = 0 < area <= width * height * (1 + ROUNDING)
+            changes['area'] = (area if within else width * height) * columns * rows
         polygons = annotation.get('segmentation')
         if isinstance(polygons, list) and all(_is_polygon_of_shares(p) for p in polygons):
             changes['segmentation'] = [

@@ -1,5 +1,6 @@
 """What does not fit in the boxes of an annotation file."""
 
+import math
 from collections.abc import Callable, Iterable
 
 from ddetr_plugin.data_checks.box_forms import (
@@ -64,7 +65,7 @@ def check_boxes(content: dict, scored: bool, report: Report) -> None:
                 and y >= 0
                 and 1 <= width <= image_width - x
                 and 1 <= height <= image_height - y
-                and annotation['area'] > 0
+                and 0 < annotation['area'] < math.inf
                 and annotation['iscrowd'] >= 0
                 and annotation['category_id'] in categories
             )
@@ -125,6 +126,16 @@ def _check_box(
             'pycocotools needs both: area = width * height, iscrowd = 0',
         )
         area = 1 if 'area' in missing else area
+    if not math.isfinite(area):
+        report(
+            'error' if scored else 'warning',
+            'areas that are not finite',
+            'annotation',
+            annotation['id'],
+            f'{image["file_name"]}, area {area}',
+            'no validation can count it: area = width * height',
+        )
+        area = 1
     box = annotation.get('bbox')
     if not is_box(box):
         kind, detail, remedy = _no_box(annotation)

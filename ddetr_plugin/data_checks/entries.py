@@ -38,8 +38,11 @@ def repeated(values: Iterable) -> list[tuple]:
 
 
 def is_scored(annotation: dict) -> bool:
-    """Whether it is learned, and scored: it has a box, and is neither a crowd nor ignored."""
+    """Whether it is learned, and scored: it has a box and an area, is no crowd, and not ignored."""
     if annotation.get('iscrowd') or annotation.get('ignore'):
+        return False
+    area = annotation.get('area')
+    if isinstance(area, NUMBER) and area <= 0:
         return False
     box = annotation.get('bbox')
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, NUMBER) for v in box)
