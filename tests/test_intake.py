@@ -151,6 +151,7 @@ REPAIRED = dict(
     ),
     crowds_that_are_truth_values=each('annotations', lambda a: a.update(iscrowd=False)),
     no_area=each('annotations', without('area')),
+    areas_that_are_not_finite=each('annotations', lambda a: a.update(area=float('nan'))),
     no_iscrowd=each('annotations', without('iscrowd')),
     no_size=each('images', without('width', 'height')),
     size_of_zero=each('images', lambda i: i.update(width=0, height=0)),
@@ -251,6 +252,7 @@ def test_a_missing_size_is_that_of_the_upright_image(folder):
             lambda c: c['annotations'][0].update(category_id='pear'),
             'annotations of unknown classes',
         ),
+        (each('annotations', lambda a: a.update(area=0)), 'no boxes at all'),
         (lambda c: c['annotations'][0].pop('bbox'), 'boxes that are not four finite numbers'),
         (lambda c: c['annotations'][0].update(bbox='wide'), 'boxes that are not four finite'),
         (lambda c: c['images'][0].update(file_name='gone.png'), 'missing pictures'),
@@ -347,6 +349,32 @@ def test_a_super_class_with_boxes_is_a_class(tmp_path, items):
     path.write_text(json.dumps(content))
     data = read_folder(tmp_path)
     assert data.train.classes == data.val.classes == ['shapes', *CLASSES]
+
+
+def test_a_super_class_of_the_name_of_its_class_is_left_out(tmp_path, items):
+    LAYOUTS['roboflow_coco'](tmp_path, items)
+    for path in tmp_path.glob('*/_annotations.coco.json'):
+        content = json.loads(path.read_text())
+        content['categories'] = [
+            dict(id=0, name='square', supercategory='none'),
+            dict(id=1, name='square', supercategory='square'),
+        ]
+        for annotation in content['annotations']:
+            annotation['category_id'] = 1
+        path.write_text(json.dumps(content))
+    data = read_folder(tmp_path)
+    for split in (data.train, data.val):
+        assert [c['id'] for c in split.content['categories']] == [1]
+    assert errors(data) == []
+
+
+def test_lists_where_text_should_be_are_no_traceback(folder):
+    read = folder(each('categories', lambda c: c.update(supercategory=['shapes'])))
+    assert read.train.classes == CLASSES
+    with pytest.raises(ValueError, match=r'no usable image_id \(found \[1\]\)'):
+        folder(lambda c: c['annotations'][0].update(image_id=[1]))
+    with pytest.raises(ValueError, match=r'no usable id \(found \[1\]\)'):
+        folder(lambda c: c['images'][0].update(id=[1]))
 
 
 @pytest.mark.parametrize('fewer', [False, True])

@@ -15,18 +15,32 @@ def drop_super_classes(splits: list[Split], changes: Changes) -> list[Split]:
     Those are a category that others name as their `supercategory` (Roboflow's row 0), and LabelMe's
     background.
     """
-    used = {names[a['category_id']] for s in splits for names in [_names(s)] for a in _known(s)}
-    groups = {
+    used = {
+        (a['category_id'], names[a['category_id']])
+        for s in splits
+        for names in [_names(s)]
+        for a in _known(s)
+    }
+    used_names = {name for _, name in used}
+    # A list, as some write what cannot be in a set.
+    groups = [
         c.get('supercategory')
         for s in splits
         for c in s.content['categories']
         if c.get('supercategory') != c['name']
-    }
-    dropped = (groups | set(NO_OBJECTS)) - used
+    ]
     result = []
     for split in splits:
         categories = split.content['categories']
-        kept = [c for c in categories if c['name'] not in dropped]
+        kept = []
+        for category in categories:
+            name = category['name']
+            twins = [c for c in categories if c['name'] == name and c is not category]
+            # Roboflow calls the group of a single class as the class itself.
+            grouped = name in groups or any(c.get('supercategory') == name for c in twins)
+            in_use = (category['id'], name) in used if twins else name in used_names
+            if in_use or not (grouped or name in NO_OBJECTS):
+                kept.append(category)
         for category in categories:
             if category not in kept and kept:
                 changes.add(

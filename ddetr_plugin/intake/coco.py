@@ -1,5 +1,6 @@
 """COCO's format as tools really write it, made into what trainings and pycocotools read."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ddetr_plugin.intake.shapes import area_of, box_of
 
 __all__ = ['image_names', 'normalise']
 
+IDS = (int, float, str)
 NAMES = ('file_name', 'filename', 'path', 'coco_url')  # keys of an image's file, the best first
 
 
@@ -51,7 +53,7 @@ def normalise(
         parts['annotations'],
         _references(parts['images'], images, image_ids),
         _references(parts['categories'], categories, category_ids, by_name=True),
-        {image.get('id'): image for image in images},
+        {image['id']: image for image in images if isinstance(image.get('id'), IDS)},
         changes,
     )
     return dict(content, images=images, annotations=annotations, categories=categories)
@@ -86,7 +88,7 @@ def _categories(file, entries, changes) -> list[dict]:
 
 def _new_ids(file, part, entries, changes, least=None) -> dict | None:
     """Writes ids into entries that have others; the new ones by the keys of the old ones."""
-    if not all(isinstance(e.get('id'), (int, float, str)) for e in entries):
+    if not all(isinstance(e.get('id'), IDS) for e in entries):
         return None
     new = renumber(file, part, [e['id'] for e in entries], least, changes)
     if new is not None:
@@ -127,7 +129,8 @@ def _annotations(file, entries, image_ids, category_ids, images, changes) -> lis
             value = annotation.get(field)
             if value is not None:
                 _set(annotation, field, ids.get(key(value), value), changes, file, where)
-        image = images.get(annotation.get('image_id'), {})
+        image_id = annotation.get('image_id')
+        image = images.get(image_id, {}) if isinstance(image_id, IDS) else {}
         _complete(annotation, (image.get('width'), image.get('height')), file, where, changes)
         annotations.append(annotation)
     return _numbered(file, annotations, changes)
@@ -144,7 +147,7 @@ def _is_complete(annotation: dict, image_ids: set, category_ids: set) -> bool:
         and type(box) is list
         and len(box) == 4
         and all(type(value) in (int, float) for value in box)
-        and type(annotation.get('area')) in (int, float)
+        and _is_finite(annotation.get('area'))
         and type(annotation.get('iscrowd')) in (int, float)
     )
 
@@ -171,11 +174,11 @@ def _complete(annotation, size, file, where, changes) -> None:
         if computed is not None:
             _set(annotation, 'bbox', computed, changes, file, where)
     box = annotation.get('bbox')
-    if type(annotation.get('area')) not in (int, float):
+    if not _is_finite(annotation.get('area')):
         area = _plain(annotation.get('area'))
         numbers = isinstance(box, list) and len(box) == 4
         numbers = numbers and all(type(v) in (int, float) for v in box)
-        if type(area) not in (int, float) and numbers and all(map(_positive, size)):
+        if not _is_finite(area) and numbers and all(map(_positive, size)):
             area = area_of(annotation, box, size)
         _set(annotation, 'area', area, changes, file, where)
     if type(annotation.get('iscrowd')) not in (int, float):
@@ -188,6 +191,10 @@ def _plain(value):
     return number(value) if isinstance(value, (str, bool)) else value
 
 
+def _is_finite(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _positive(value) -> bool:
     return type(value) in (int, float) and value > 0
 
@@ -195,7 +202,8 @@ def _positive(value) -> bool:
 def _set(entry, field, value, changes, file, where) -> None:
     """Sets a field, and says so, where the value is another one."""
     before = entry.get(field)
-    if type(before) is type(value) and before == value or value is None:
+    # NaN is not equal to itself.
+    if value is before or type(before) is type(value) and before == value or value is None:
         return
     entry[field] = value
     changes.add(file, field, where, before, value)
