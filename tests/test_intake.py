@@ -537,6 +537,10 @@ def test_the_training_tool_repairs_and_trains(tmp_path, items, tiny_job):
     done = run_forked('train', [path, '--work-dir', tmp_path / 'w', '--cfg-options', *options])
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'annotation ids' in done.stdout
+    # The user's config still names the originals, which tools/test.py may not read.
+    written = tmp_path / 'w' / path.name
+    assert f'{written} names them' in done.stdout
+    assert '0_result.json' in written.read_text()
     assert (tmp_path / 'w/annotations/0_result.json').is_file()
     assert (tmp_path / 'w/epoch_1.pth').is_file()
 

@@ -90,6 +90,8 @@ def check_data(parser, config):
             repairs.write()
             print(f'Annotation files were repaired in {repairs.folder}:')
             print('\n'.join(f'    {line}' for line in repairs.changes.lines()))
+            written = Path(config.work_dir) / Path(config.filename).name
+            print(f'{written} names them: test and predict with that config, not with yours')
             findings = check_config(config)
         findings = repairs.findings + findings
     if launch.is_first(config) and print_findings(findings):
