@@ -428,6 +428,13 @@ def test_yolo_without_class_names_is_an_error(tmp_path, items):
         read_folder(tmp_path)
 
 
+def test_a_data_yaml_that_cannot_be_read_is_named(tmp_path, items):
+    LAYOUTS['yolo_roboflow'](tmp_path, items)
+    (tmp_path / 'data.yaml').write_text('names: [square, bar\ntrain: train/images\n')
+    with pytest.raises(ValueError, match=r'data\.yaml cannot be read \(while parsing'):
+        read_folder(tmp_path)
+
+
 def test_an_image_without_label_file_is_background(tmp_path, items):
     LAYOUTS['yolo_roboflow'](tmp_path, items)
     (tmp_path / 'train/labels/0000.txt').unlink()

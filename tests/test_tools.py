@@ -61,6 +61,19 @@ def test_train_test_and_draw_from_the_command_line(train, test, one_epoch, tmp_p
     assert len(list(work_dir.glob('*/drawn/*.png'))) == 8
 
 
+def test_test_data_that_pycocotools_cannot_read_is_an_error_in_a_sentence(
+    test, tiny_job, tiny_coco, tmp_path, capsys
+):
+    file = tmp_path / 'marked.json'
+    file.write_text(tiny_coco.annotations.read_text(), encoding='utf-8-sig')
+    job = tiny_job(test_dataloader=dict(dataset=dict(ann_file=str(file))))
+    (tmp_path / 'weights.pth').touch()
+    with pytest.raises(SystemExit):
+        test.main([str(job), str(tmp_path / 'weights.pth')])
+    said = capsys.readouterr().err
+    assert 'marked.json: it begins with a byte-order mark; save it as UTF-8' in said
+
+
 def test_masks_are_trained_and_evaluated_from_the_command_line(
     train, test, tiny_job, tiny_coco, tmp_path
 ):

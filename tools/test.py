@@ -14,6 +14,7 @@ import argparse
 import ddetr_plugin  # noqa: F401
 from ddetr_plugin.checkpoints import CheckpointFileError
 from ddetr_plugin.compat import MissingMMCVOpError, MissingPanopticAPIError
+from ddetr_plugin.data_checks import box_datasets, check_encoding
 from ddetr_plugin.engine import launch, precision
 
 
@@ -53,12 +54,20 @@ def enable_drawing(config, show, show_dir, wait_time):
         hook.test_out_dir = show_dir
 
 
+def require_plain_annotations(config):
+    """Raise ValueError if pycocotools cannot read an annotation file of the test data."""
+    for _, ann_file, _ in box_datasets(dict(test_dataloader=config.get('test_dataloader'))):
+        for finding in check_encoding(ann_file) if ann_file.is_file() else ():
+            raise ValueError(f'{finding.file}: {finding.detail}; {finding.remedy}')
+
+
 def make_config(args):
     """The config that the command line asks for."""
     config = launch.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     launch.require_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
     config.resume = False
+    require_plain_annotations(config)
     precision.set_test_precision(config, args.amp)
     if args.show or args.show_dir is not None:
         enable_drawing(config, args.show, args.show_dir, args.wait_time)

@@ -20,6 +20,7 @@ from ddetr_plugin.data_checks.findings import (
 from ddetr_plugin.data_checks.pictures import check_pictures, find_missing, rescale_size
 from ddetr_plugin.data_checks.reading import (
     PLAIN,
+    check_encoding,
     encoding_of,
     read_annotations,
     read_json,
@@ -39,6 +40,7 @@ __all__ = [
     'check_capacity',
     'check_class_names',
     'check_config',
+    'check_encoding',
     'check_pictures',
     'check_split',
     'check_splits',

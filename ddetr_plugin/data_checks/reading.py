@@ -95,7 +95,8 @@ def check_encoding(path: Path) -> list[Finding]:
             None,
             None,
             'it begins with a byte-order mark' if marked else f'it is {encoding.upper()}',
-            'save it as UTF-8 without a byte-order mark; tools/demo.py --data reads it as it is',
+            'save it as UTF-8 without a byte-order mark. tools/train.py and tools/demo.py read it '
+            'as it is; then test with the config in their work folder',
         )
     ]
 

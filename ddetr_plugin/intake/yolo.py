@@ -58,10 +58,7 @@ def read_yolo(tree: Tree) -> tuple[dict[str, Builder], list[str]] | None:
 def _settings(tree: Tree) -> tuple[Path, dict] | None:
     found = []
     for name in tree.with_suffix('.yaml', '.yml'):
-        try:
-            content = yaml.safe_load((tree.root / name).read_text(encoding='utf-8-sig'))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
+        content, _ = _load_yaml(tree.root / name)
         if isinstance(content, dict) and {'names', 'nc'} & content.keys() and 'train' in content:
             found.append((tree.root / name, content))
     shallow = [f for f in found if f[0].parent == tree.root] or found
@@ -71,6 +68,14 @@ def _settings(tree: Tree) -> tuple[Path, dict] | None:
             f'{", ".join(str(f[0]) for f in shallow)}. Leave one of them there'
         )
     return shallow[0] if shallow else None
+
+
+def _load_yaml(path: Path) -> tuple[object, str | None]:
+    """What a YAML file holds, or None and why it cannot be read, in a line."""
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8-sig')), None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return None, ' '.join(str(error).split())
 
 
 def _class_names(content: dict, tree: Tree, file: Path) -> list[str]:
@@ -92,9 +97,11 @@ def _class_names(content: dict, tree: Tree, file: Path) -> list[str]:
             found = (
                 f'several lists of classes: {", ".join(lists)}' if contents else 'no class names'
             )
+            reasons = {n: _load_yaml(tree.root / n)[1] for n in tree.with_suffix('.yaml', '.yml')}
+            broken = [f'{n} cannot be read ({why}). ' for n, why in reasons.items() if why]
             raise ValueError(
-                f'{tree.root} has labels as YOLO has them, but {found}. Write one classes.txt, a '
-                'name a line, or a data.yaml'
+                f'{tree.root} has labels as YOLO has them, but {found}. {"".join(broken)}Write one '
+                'classes.txt, a name a line, or a data.yaml'
             )
         names = [line.strip() for line in contents.pop().splitlines()]
     if not isinstance(names, list) or not names:
