@@ -12,6 +12,8 @@ import warnings
 import pytest
 import torch
 
+import ddetr_plugin  # noqa: F401  (first: mmcv-lite has no mmcv.ops by itself)
+
 pytest.importorskip('mmcv')
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv.ops import multi_scale_deform_attn as mmcv_module
