@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,15 @@ def fixed_seeds():
     """Every test starts from the same random state, whichever tests ran before."""
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_visualizers_of_other_tests():
+    """mmengine's hooks draw with the visualizer that was made last in the process."""
+    yield
+    module = sys.modules.get('mmengine.visualization.visualizer')
+    if module is not None:
+        module.Visualizer._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -3,6 +3,7 @@
 The functions that change a config are given one that `load_config` has just read from its file.
 """
 
+import copy
 import ctypes
 import inspect
 import os
@@ -262,6 +263,7 @@ class _Runner(Runner):
 def build_runner(config, local_rank=0):
     """The Runner of a config made by `load_config`, with the processes of a launcher joined.
 
+    The config stays as it is; what has to be changed for this machine is in `runner.cfg`.
     Without a GPU, freed memory is kept for reuse, see `keep_freed_memory`, and data workers hand
     over what they loaded by its name, see `share_by_name`.
 
@@ -271,6 +273,7 @@ def build_runner(config, local_rank=0):
         MissingPanopticAPIError: the config evaluates panoptic segmentation without panopticapi.
     """
     require_panopticapi(config.to_dict())
+    config = copy.deepcopy(config)
     drop_worker_settings(config)
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     # Also for models that have nothing of ours.

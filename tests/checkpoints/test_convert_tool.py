@@ -453,7 +453,8 @@ def test_a_config_of_another_model_is_refused(failure, tmp_path):
     for model in ({'model': {'type': 'FCOS', 'bbox_head': {}}}, {}):
         Config(model).dump(tmp_path / 'config.py')
         said = failure(official, tmp_path / 'out.pth', '--config', tmp_path / 'config.py')
-        assert f"describes a {'FCOS' if model else None}, expected this package's" in said
+        kind = 'FCOS' if model else 'nameless model'
+        assert f"describes a {kind}, expected this package's" in said
 
 
 def test_a_config_with_a_backbone_that_needs_memory_to_be_built_is_compared(failure, tmp_path):

@@ -166,7 +166,8 @@ def test_a_folder_of_transformers_is_read_with_its_class_names(tmp_path):
     config = {'model_type': 'deformable_detr', 'id2label': labels, 'dilation': True}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     source = read_checkpoint(tmp_path)
-    assert source.meta == {'row_names': [None, 'cat', 'dog']}
+    settings = {'model_type': 'deformable_detr', 'dilation': True}
+    assert source.meta == {'row_names': [None, 'cat', 'dog'], 'settings': settings}
     assert source.dilated
     assert to_ours(source, classes=('dog', 'cow')).rows == (2, None)
 

@@ -149,7 +149,7 @@ def test_where_timm_is_missing_the_error_says_what_it_is_for(monkeypatch):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(backbone=dict(type='mmdet.RegNet')), 'needs a ResNet, got mmdet.RegNet'),
+        (dict(backbone=dict(type='mmdet.RegNet')), 'needs a ResNet, got RegNet'),
         (dict(backbone=dict(dilations=(1, 1, 1, 2))), r'from its second block on \(D4\)'),
     ],
 )

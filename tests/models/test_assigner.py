@@ -145,6 +145,8 @@ def test_our_assigner_drops_into_the_head_of_mmdet():
     ours = build(config)
     twin = mmdet_twin(config, ours, assigner=criterion_config()['assigner'])
     assert isinstance(twin.bbox_head.assigner, HungarianAssigner)
+    # As a Runner does before it trains: ours has been told so by its constructor.
+    twin.train()
     inputs, samples = batch(gts=(3, 0))
     wanted = {name: loss.item() for name, loss in ours.loss(inputs, samples).items()}
     losses = {name: loss.item() for name, loss in twin.loss(inputs, samples).items()}
