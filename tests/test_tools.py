@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import multiprocessing.resource_sharer
 import pickle
 from pathlib import Path
 
@@ -206,24 +205,14 @@ def test_a_config_handed_to_a_runner_stays_as_it_was(tiny_job):
     assert config.pretty_text == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='concerns machines without a GPU')
-def test_data_workers_hand_over_a_batch_without_a_connection_per_tensor(tiny_job, monkeypatch):
-    before = torch.multiprocessing.get_sharing_strategy()
-    connected = []
-    original = multiprocessing.resource_sharer.DupFd.detach
-    monkeypatch.setattr(
-        multiprocessing.resource_sharer.DupFd,
-        'detach',
-        lambda self: connected.append(self) or original(self),
-    )
-    torch.multiprocessing.set_sharing_strategy('file_descriptor')
-    try:
-        launch.build_runner(launch.load_config(tiny_job()))
-        loader = torch.utils.data.DataLoader([torch.ones(3)] * 4, batch_size=2, num_workers=1)
-        assert [batch.sum() for batch in loader] == [6, 6]
-    finally:
-        torch.multiprocessing.set_sharing_strategy(before)
-    assert connected == []
+def test_data_workers_share_memory_in_the_way_that_needs_no_third_process(tiny_job):
+    """Sharing by name goes through a manager that has to answer within a second.
+
+    On a machine that is too busy for that, a batch would be lost, and the training wait for it
+    forever.
+    """
+    launch.build_runner(launch.load_config(tiny_job()))
+    assert torch.multiprocessing.get_sharing_strategy() == 'file_descriptor'
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='concerns machines without a GPU')

@@ -37,7 +37,6 @@ __all__ = [
     'load_config',
     'require_checkpoint',
     'require_file',
-    'share_by_name',
     'warn_of_unread',
 ]
 
@@ -238,17 +237,6 @@ def keep_freed_memory():
         os.register_at_fork(before=lambda: library.malloc_trim(0))
 
 
-def share_by_name():
-    """Let data workers hand over shared memory by its name instead of an open file.
-
-    For every open file, of which a batch of four pictures has twelve, the training connects to the
-    worker and waits for a thread of it: half a millisecond each. With a GPU a thread of the
-    DataLoader does so meanwhile (``pin_memory``). Does nothing where torch cannot.
-    """
-    if 'file_system' in torch.multiprocessing.get_all_sharing_strategies():
-        torch.multiprocessing.set_sharing_strategy('file_system')
-
-
 class _Runner(Runner):
     """mmengine's Runner, for models of any library that freeze stages in `train()`.
 
@@ -264,8 +252,7 @@ def build_runner(config, local_rank=0):
     """The Runner of a config made by `load_config`, with the processes of a launcher joined.
 
     The config stays as it is; what has to be changed for this machine is in `runner.cfg`.
-    Without a GPU, freed memory is kept for reuse, see `keep_freed_memory`, and data workers hand
-    over what they loaded by its name, see `share_by_name`.
+    Without a GPU, freed memory is kept for reuse, see `keep_freed_memory`.
 
     Raises:
         LaunchError: the launcher does not fit the machine or the environment.
@@ -280,7 +267,6 @@ def build_runner(config, local_rank=0):
     install_checkpoint_loader()
     if not torch.cuda.is_available():
         keep_freed_memory()
-        share_by_name()
     if config.launcher != 'none':
         _allow_accumulation(config)
         if not torch.cuda.is_available():
