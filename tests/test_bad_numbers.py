@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from transfers import count_transfers
 
 from ddetr_plugin.engine import AutocastOptimWrapper, BadNumberHook
-from ddetr_plugin.engine.first_bad import first_bad_output
-from ddetr_plugin.engine.random_state import capture_random_state
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.engine.hooks.first_bad import first_bad_output
+from ddetr_plugin.engine.hooks.random_state import capture_random_state
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 HOOK = dict(type='ddetr_plugin.BadNumberHook')
 
@@ -296,7 +296,7 @@ def test_a_bad_weight_under_a_scaler_is_an_error(tiny_job):
 
 def test_no_process_runs_layers_alone_that_wait_for_the_others(monkeypatch):
     """SyncBatchNorm gathers statistics in every forward pass, which would hang."""
-    monkeypatch.setattr('ddetr_plugin.engine.bad_numbers.get_world_size', lambda: 2)
+    monkeypatch.setattr('ddetr_plugin.engine.hooks.bad_numbers.get_world_size', lambda: 2)
     model = torch.nn.Sequential(torch.nn.SyncBatchNorm(3))
     runner = SimpleNamespace(model=model, optim_wrapper=None)
     assert BadNumberHook()._first_bad(runner, in_float32=True) is None

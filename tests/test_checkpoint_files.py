@@ -17,8 +17,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ddetr_plugin.engine import CheckpointError
-from ddetr_plugin.engine.durable_files import PARTIAL, what_is_broken, write_text
-from ddetr_plugin.engine.resumption import resume_path
+from ddetr_plugin.engine.resuming.resumption import resume_path
+from ddetr_plugin.engine.work_dir.durable_files import PARTIAL, what_is_broken, write_text
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.structures import InstanceData
 
 from ddetr_plugin.evaluation import CocoMetric, read_detections, require_finite
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 # isort: split
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric

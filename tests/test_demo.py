@@ -15,7 +15,7 @@ from check_dataset import Split, is_scored
 from forked import environment, run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
-from ddetr_plugin.engine.work_dir_lock import LOCK
+from ddetr_plugin.engine.work_dir.lock import LOCK
 from ddetr_plugin.intake import split_off_validation
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from builders import tiny_config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.layers.attention import MSDeformAttn, MultiheadSelfAttention
 from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, native_load_error
 from ddetr_plugin.registry import MODELS
 

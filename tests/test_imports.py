@@ -15,27 +15,29 @@ PACKAGE = ROOT / 'ddetr_plugin'
 ORDER = (
     'boxes',
     'feature_levels',
-    'kept',
-    'simple_feature_pyramid',
-    'positional_encoding',
-    'match_costs',
-    'assigner',
-    'linear',
-    'attention',
-    'same_level_attention',
-    'feed_forward',
-    'encoder',
-    'decoder',
-    'bbox_head',
-    'query_head',
-    'criterion',
-    'detr_head',
-    'mask_head',
-    'panoptic',
+    'layers.size_cache',
+    'necks.simple_feature_pyramid',
+    'layers.positional_encoding',
+    'losses.match_costs',
+    'losses.assigner',
+    'layers.token_linear',
+    'layers.attention',
+    'layers.same_level_attention',
+    'layers.feed_forward',
+    'layers.encoder',
+    'layers.decoder',
+    'heads.bbox_head',
+    'heads.query_head',
+    'losses.criterion',
+    'detr.focal_detr_head',
+    'heads.mask_head',
+    'heads.panoptic_mask_head',
     'freezing',
-    'mask_detr',
+    'detr.mask_detr',
     'detector',
 )
+# Of the package: a folder imports none of those that stand above it.
+LAYERS = ('apis', 'engine', 'models', 'checkpoints', 'ops')
 # What the components take from mmdet; backbones also extend mmdet's backbones, and `mask_detr` its
 # DETR.
 FROM_MMDET = (
@@ -124,7 +126,7 @@ def test_the_metrics_extend_mmdets_and_know_nothing_of_models_but_their_error():
                 name,
                 'ddetr_plugin.evaluation',
                 'ddetr_plugin.registry',
-                'ddetr_plugin.models.assigner',
+                'ddetr_plugin.models.losses.assigner',
             )
             for name in ours
         ), path
@@ -153,21 +155,35 @@ def test_reading_data_needs_its_checks_and_how_images_are_read_and_nothing_else(
 
 
 def test_every_component_module_has_its_place_in_the_order():
-    files = {path.stem for path in (PACKAGE / 'models').glob('*.py')} - {'__init__'}
-    assert files == set(ORDER)
+    folder = PACKAGE / 'models'
+    files = {path.relative_to(folder).with_suffix('') for path in sources(folder)}
+    # Backbones stand beside mmdet's, and are built by name as those are.
+    found = {
+        '.'.join(path.parts)
+        for path in files
+        if path.name != '__init__' and path.parts[0] != 'backbones'
+    }
+    assert found == set(ORDER)
 
 
 @pytest.mark.parametrize('name', ORDER)
 def test_a_component_imports_only_what_comes_before_it(name):
     earlier = {f'ddetr_plugin.models.{other}' for other in ORDER[: ORDER.index(name)]}
     allowed = earlier | {'ddetr_plugin.registry'}
-    if name in ('attention', 'feed_forward', 'encoder', 'decoder'):
+    if name.startswith('layers.'):
         allowed |= {'ddetr_plugin.ops', 'ddetr_plugin.ops.dropout'}
     if name == 'detector':
-        allowed |= {'ddetr_plugin.checkpoints', 'ddetr_plugin.checkpoints.adopt'}
-    path = PACKAGE / 'models' / f'{name}.py'
+        allowed |= {'ddetr_plugin.checkpoints', 'ddetr_plugin.checkpoints.convert_in_place'}
+    path = PACKAGE / 'models' / f'{name.replace(".", "/")}.py'
     ours = {module for module in modules(path) if within(module, 'ddetr_plugin')}
     assert ours <= allowed
+
+
+@pytest.mark.parametrize('folder', LAYERS)
+def test_a_folder_imports_none_that_stands_above_it(folder):
+    above = [f'ddetr_plugin.{name}' for name in LAYERS[: LAYERS.index(folder)]]
+    for path in sources(PACKAGE / folder):
+        assert not [name for name in modules(path) if within(name, *above)], path
 
 
 def test_components_take_from_mmdet_base_classes_and_structures_only():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddetr_plugin.engine.durable_files import what_is_broken
+from ddetr_plugin.engine.work_dir.durable_files import what_is_broken
 
 # Of each of the two loops; four more are of one of two processes, or both.
 KILLS = 13

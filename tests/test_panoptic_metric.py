@@ -10,7 +10,7 @@ from mmengine.evaluator import Evaluator
 from panoptic_cases import CATEGORIES, METAINFO, NUM_CLASSES, make_scene, write_scenes
 
 from ddetr_plugin.evaluation import CocoPanopticMetric, panoptic_metric
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 # isort: split
 from mmdet.evaluation import CocoPanopticMetric as MMDetCocoPanopticMetric

@@ -13,10 +13,10 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
-from ddetr_plugin.checkpoints.config_text import read_config_text
-from ddetr_plugin.engine import resumed_settings
-from ddetr_plugin.engine.resumed_optimizer import drop_untrained
-from ddetr_plugin.engine.resumed_settings import config_differences
+from ddetr_plugin.checkpoints.files.config_text import read_config_text
+from ddetr_plugin.engine.resuming import settings as resumed_settings
+from ddetr_plugin.engine.resuming.optimizer import drop_untrained
+from ddetr_plugin.engine.resuming.settings import config_differences
 
 
 @MODELS.register_module()
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_the_same_settings_is_left_as_it_is(tmp_path, monkeypatc
         for key in ('optimizer', 'param_schedulers', 'state_dict'):
             assert str(checkpoint[key]) == str(befores[0][key]), key
 
-    monkeypatch.setattr('ddetr_plugin.engine.checkpoint_hook.apply_present_settings', apply)
+    monkeypatch.setattr('ddetr_plugin.engine.hooks.atomic_checkpoint.apply_present_settings', apply)
     # Its end is that of the training, which the first part had otherwise.
     steps = dict(STEPS, end=9)
     _, _, log = resume(tmp_path, {'param_scheduler.1': steps}, **{'param_scheduler.1': steps})

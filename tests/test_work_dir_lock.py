@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from test_tools import tool
 
 from ddetr_plugin.engine import AtomicCheckpointHook, WorkDirInUseError
-from ddetr_plugin.engine.durable_files import PARTIAL
-from ddetr_plugin.engine.work_dir_lock import LOCK, lock_work_dir
+from ddetr_plugin.engine.work_dir.durable_files import PARTIAL
+from ddetr_plugin.engine.work_dir.lock import LOCK, lock_work_dir
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.engine.autocast import DTYPES
+from ddetr_plugin.engine.optimizers.autocast import DTYPES
 from ddetr_plugin.engine.precision import time_ratio
 
 TOOLS = Path(__file__).resolve().parent

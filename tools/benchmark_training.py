@@ -120,7 +120,7 @@ def model_from(setup):
 def build_pair(config, device):
     """Ours and mmdet's with the same random weights."""
     from ddetr_plugin.checkpoints import export
-    from ddetr_plugin.checkpoints.libraries import mmdet_model
+    from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
     from ddetr_plugin.registry import MODELS
 
     torch.manual_seed(0)

@@ -18,15 +18,15 @@ from ddetr_plugin import checkpoints as bridge
 from ddetr_plugin.engine.launch import add_config_overrides, load_config
 
 # isort: split
-from ddetr_plugin.checkpoints.classes import OFFICIAL_ROWS, coco_classes
-from ddetr_plugin.checkpoints.names import has_transformers_resnet, with_transformers_resnet
-from ddetr_plugin.checkpoints.rename import is_neck_bias
-from ddetr_plugin.checkpoints.row_plan import named_classes
-from ddetr_plugin.checkpoints.settings import our_settings
-from ddetr_plugin.checkpoints.verify import TOLERANCE, build_ours, verify
-from ddetr_plugin.checkpoints.writing import check_destination
+from ddetr_plugin.checkpoints.class_rows.plan import named_classes
+from ddetr_plugin.checkpoints.class_rows.rows import OFFICIAL_ROWS, coco_classes
+from ddetr_plugin.checkpoints.files.stated_settings import our_settings
+from ddetr_plugin.checkpoints.files.writing import check_destination
+from ddetr_plugin.checkpoints.names.rename import is_neck_bias
+from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
+from ddetr_plugin.checkpoints.parity.verify import TOLERANCE, build_ours, verify
 from ddetr_plugin.config_types import type_name
-from ddetr_plugin.engine.foreign_checkpoints import dataset_classes
+from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
 
 TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'hf')
 

@@ -31,8 +31,8 @@ from ddetr_plugin.engine.launch import (
     load_config,
 )
 from ddetr_plugin.engine.precision import add_amp_option, set_precision
-from ddetr_plugin.engine.resumption import newest_complete
-from ddetr_plugin.engine.work_dir_lock import lock_work_dir
+from ddetr_plugin.engine.resuming.resumption import newest_complete
+from ddetr_plugin.engine.work_dir.lock import lock_work_dir
 
 # isort: split
 from mmengine.runner import Runner

@@ -40,7 +40,7 @@ from ddetr_plugin.apis import (
 from ddetr_plugin.compat import MissingMMCVOpError
 from ddetr_plugin.datasets import UnreadableImageError
 from ddetr_plugin.engine.launch import keep_freed_memory, load_config, require_checkpoint
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 # isort: split
 import mmdet.datasets  # registers transforms

@@ -26,7 +26,7 @@ from ddetr_plugin.compat import (
 )
 from ddetr_plugin.data_checks import check_config, has_errors, print_findings
 from ddetr_plugin.engine import launch, precision
-from ddetr_plugin.engine.work_dir_lock import lock_work_dir
+from ddetr_plugin.engine.work_dir.lock import lock_work_dir
 from ddetr_plugin.intake import repair_config
 
 

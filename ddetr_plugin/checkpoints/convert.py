@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddetr_plugin.checkpoints.detect import OURS, detect_dialect, detect_layout
-from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.class_rows.plan import map_classes
+from ddetr_plugin.checkpoints.files.reading import Source
+from ddetr_plugin.checkpoints.files.stated_settings import file_settings
 from ddetr_plugin.checkpoints.fit import (
     explain,
     misfits,
@@ -17,10 +18,9 @@ from ddetr_plugin.checkpoints.fit import (
     require_dimensions,
     require_plain_numbers,
 )
-from ddetr_plugin.checkpoints.names import DIALECTS, Layout, with_common_names
-from ddetr_plugin.checkpoints.rename import import_state, is_neck_bias
-from ddetr_plugin.checkpoints.row_plan import map_classes
-from ddetr_plugin.checkpoints.settings import file_settings
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_layout
+from ddetr_plugin.checkpoints.names.rename import import_state, is_neck_bias
+from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout, with_common_names
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ddetr_plugin.checkpoints.detect import OURS
-from ddetr_plugin.checkpoints.names import Layout
-from ddetr_plugin.checkpoints.rename import COUNTER, expected_names, is_neck_bias
-from ddetr_plugin.checkpoints.resnets import resnet_depth, resnet_names
+from ddetr_plugin.checkpoints.names.detect import OURS
+from ddetr_plugin.checkpoints.names.rename import COUNTER, expected_names, is_neck_bias
+from ddetr_plugin.checkpoints.names.resnets import resnet_depth, resnet_names
+from ddetr_plugin.checkpoints.names.table import Layout
 
 __all__ = [
     'backbone_depth',

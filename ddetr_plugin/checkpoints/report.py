@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.convert import Conversion, checksum
-from ddetr_plugin.checkpoints.detect import OURS
-from ddetr_plugin.checkpoints.files import Source
+from ddetr_plugin.checkpoints.files.reading import Source
+from ddetr_plugin.checkpoints.files.stated_settings import setting_mismatches
 from ddetr_plugin.checkpoints.fit import backbone_depth
-from ddetr_plugin.checkpoints.settings import setting_mismatches
+from ddetr_plugin.checkpoints.names.detect import OURS
 
 __all__ = ['describe', 'dilation_mismatch', 'settings_mismatch']
 

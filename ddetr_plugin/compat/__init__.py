@@ -1,12 +1,12 @@
 """What this package adds to the stack below it: what is missing there, and safe loading."""
 
-from ddetr_plugin.compat.checkpoints import allow_runner_checkpoints
 from ddetr_plugin.compat.mmcv_extension import (
     MissingMMCVOpError,
     install_mmcv_stand_in,
     require_mmcv_operators,
 )
 from ddetr_plugin.compat.panoptic_api import MissingPanopticAPIError, require_panopticapi
+from ddetr_plugin.compat.safe_globals import allow_runner_checkpoints
 
 __all__ = [
     'MissingMMCVOpError',

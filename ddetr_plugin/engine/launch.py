@@ -19,11 +19,11 @@ from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
 from ddetr_plugin.config_types import type_name
 from ddetr_plugin.datasets import BrokenPictureError
-from ddetr_plugin.engine.checkpoint_hook import CheckpointError
 from ddetr_plugin.engine.data_workers import drop_worker_settings
-from ddetr_plugin.engine.resumption import ResumeError
-from ddetr_plugin.engine.work_dir_lock import WorkDirInUseError
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.engine.hooks.atomic_checkpoint import CheckpointError
+from ddetr_plugin.engine.resuming.resumption import ResumeError
+from ddetr_plugin.engine.work_dir.lock import WorkDirInUseError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 __all__ = [
     'STOPPED',

@@ -14,8 +14,8 @@ import torch.nn.functional as nnf
 from mmengine.device import get_device
 
 from ddetr_plugin.config_types import has_type, type_name
-from ddetr_plugin.engine.autocast import DTYPES
 from ddetr_plugin.engine.launch import is_first
+from ddetr_plugin.engine.optimizers.autocast import DTYPES
 
 __all__ = [
     'AUTO',

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
-from ddetr_plugin.engine.bad_numbers import scaled
-from ddetr_plugin.engine.checkpoint_hook import AtomicCheckpointHook
+from ddetr_plugin.engine.hooks.atomic_checkpoint import AtomicCheckpointHook
+from ddetr_plugin.engine.hooks.bad_numbers import scaled
 from ddetr_plugin.registry import RUNNERS, STRATEGIES
 
 __all__ = ['ShardingRunner', 'ShardingStrategy', 'full_state_dict', 'wrap_classes']

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.structures import InstanceData
 
-from ddetr_plugin.models.assigner import NotFiniteError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
 
 __all__ = ['name_image', 'read_detections', 'require_finite']
 

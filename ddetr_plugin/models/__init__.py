@@ -1,36 +1,40 @@
 """The components, registered on import in `ddetr_plugin.registry`."""
 
 from ddetr_plugin.checkpoints import install_checkpoint_loader
-from ddetr_plugin.models.assigner import HungarianAssigner
-from ddetr_plugin.models.attention import MSDeformAttn, MultiheadSelfAttention
 from ddetr_plugin.models.backbones import DilatedResNet, EfficientNetLite0, VisionTransformer
-from ddetr_plugin.models.bbox_head import DeformableDETRHead
-from ddetr_plugin.models.criterion import IoUAwareSetCriterion, SetCriterion, Targets
-from ddetr_plugin.models.decoder import (
-    DeformableTransformerDecoder,
-    DeformableTransformerDecoderLayer,
-)
 from ddetr_plugin.models.detector import DeformableDETR
-from ddetr_plugin.models.detr_head import FocalDETRHead
-from ddetr_plugin.models.encoder import (
-    DeformableTransformerEncoder,
-    DeformableTransformerEncoderLayer,
-)
+from ddetr_plugin.models.detr.focal_detr_head import FocalDETRHead
+from ddetr_plugin.models.detr.mask_detr import MaskDETR, MaskDETRHead
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.models.feed_forward import FeedForward
-from ddetr_plugin.models.mask_detr import MaskDETR, MaskDETRHead
-from ddetr_plugin.models.mask_head import MaskHead
-from ddetr_plugin.models.match_costs import FocalCost, GIoUCost, L1Cost
-from ddetr_plugin.models.panoptic import PanopticMaskHead, merge_segments, panoptic_map
-from ddetr_plugin.models.positional_encoding import SinePositionalEncoding
-from ddetr_plugin.models.query_head import (
+from ddetr_plugin.models.heads.bbox_head import DeformableDETRHead
+from ddetr_plugin.models.heads.mask_head import MaskHead
+from ddetr_plugin.models.heads.panoptic_mask_head import (
+    PanopticMaskHead,
+    merge_segments,
+    panoptic_map,
+)
+from ddetr_plugin.models.heads.query_head import (
     ContentTwoStageHead,
     InitialQueries,
     LearnedQueryHead,
     TwoStageHead,
 )
-from ddetr_plugin.models.same_level_attention import SameLevelDeformAttn
-from ddetr_plugin.models.simple_feature_pyramid import SimpleFeaturePyramid
+from ddetr_plugin.models.layers.attention import MSDeformAttn, MultiheadSelfAttention
+from ddetr_plugin.models.layers.decoder import (
+    DeformableTransformerDecoder,
+    DeformableTransformerDecoderLayer,
+)
+from ddetr_plugin.models.layers.encoder import (
+    DeformableTransformerEncoder,
+    DeformableTransformerEncoderLayer,
+)
+from ddetr_plugin.models.layers.feed_forward import FeedForward
+from ddetr_plugin.models.layers.positional_encoding import SinePositionalEncoding
+from ddetr_plugin.models.layers.same_level_attention import SameLevelDeformAttn
+from ddetr_plugin.models.losses.assigner import HungarianAssigner
+from ddetr_plugin.models.losses.criterion import IoUAwareSetCriterion, SetCriterion, Targets
+from ddetr_plugin.models.losses.match_costs import FocalCost, GIoUCost, L1Cost
+from ddetr_plugin.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [
     'ContentTwoStageHead',

@@ -10,11 +10,11 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ddetr_plugin.checkpoints import adopt
-from ddetr_plugin.models.criterion import Targets
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
 from ddetr_plugin.models.freezing import FreezableDetector
-from ddetr_plugin.models.mask_head import MaskInputs
-from ddetr_plugin.models.query_head import InitialQueries
+from ddetr_plugin.models.heads.mask_head import MaskInputs
+from ddetr_plugin.models.heads.query_head import InitialQueries
+from ddetr_plugin.models.losses.criterion import Targets
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableDETR', 'Outputs']

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from test_tools import tool
 
 from ddetr_plugin.checkpoints import export
-from ddetr_plugin.checkpoints.classes import COCO_GAPS
+from ddetr_plugin.checkpoints.class_rows.rows import COCO_GAPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / 'shared' / 'data' / 'coco_sample'

@@ -9,8 +9,13 @@ from builders import build
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import OURS, export, read_checkpoint, to_ours
-from ddetr_plugin.checkpoints.classes import COCO_GAPS, OFFICIAL_TO_COCO, coco_classes, coco_rows
-from ddetr_plugin.checkpoints.libraries import (
+from ddetr_plugin.checkpoints.class_rows.rows import (
+    COCO_GAPS,
+    OFFICIAL_TO_COCO,
+    coco_classes,
+    coco_rows,
+)
+from ddetr_plugin.checkpoints.parity.other_models import (
     largest_difference,
     mmdet_model,
     predict_with,

@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 from test_mmdet_2 import recorded
 
 from ddetr_plugin.checkpoints import export, read_checkpoint, write_checkpoint
-from ddetr_plugin.checkpoints.classes import coco_classes
-from ddetr_plugin.checkpoints.libraries import mmdet_model
-from ddetr_plugin.checkpoints.names import with_transformers_resnet
+from ddetr_plugin.checkpoints.class_rows.rows import coco_classes
+from ddetr_plugin.checkpoints.names.table import with_transformers_resnet
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from ddetr_plugin.checkpoints import (
     unwrap,
     write_checkpoint,
 )
-from ddetr_plugin.checkpoints.adopt import load_from_local
-from ddetr_plugin.checkpoints.writing import check_destination
+from ddetr_plugin.checkpoints.convert_in_place import load_from_local
+from ddetr_plugin.checkpoints.files.writing import check_destination
 
 STATE = {'transformer.level_embed': torch.arange(4.0)[None]}
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ddetr_plugin.checkpoints import DIALECTS, OURS, export, to_ours
-from ddetr_plugin.checkpoints.resnets import RESNETS, resnet_depth, resnet_names
+from ddetr_plugin.checkpoints.names.resnets import RESNETS, resnet_depth, resnet_names
 from ddetr_plugin.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

@@ -15,8 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ddetr_plugin.checkpoints import describe, to_ours, unwrap
-from ddetr_plugin.checkpoints.libraries import predict_with
-from ddetr_plugin.checkpoints.settings import file_settings, setting_mismatches
+from ddetr_plugin.checkpoints.files.stated_settings import file_settings, setting_mismatches
+from ddetr_plugin.checkpoints.parity.other_models import predict_with
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
 

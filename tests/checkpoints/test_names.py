@@ -4,7 +4,7 @@ import pytest
 from bridge_cases import KINDS, ours
 
 from ddetr_plugin.checkpoints import DIALECTS, OURS, detect_dialect, detect_layout, export
-from ddetr_plugin.checkpoints.names import module_names, translate
+from ddetr_plugin.checkpoints.names.table import module_names, translate
 
 # Names of published files: two encoder and two decoder layers would have all of these.
 EXAMPLES = {

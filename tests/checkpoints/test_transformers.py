@@ -6,7 +6,7 @@ from bridge_cases import KINDS, assert_same, bridge_config, empty
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import describe, export, read_checkpoint, to_ours, write_checkpoint
-from ddetr_plugin.checkpoints.libraries import (
+from ddetr_plugin.checkpoints.parity.other_models import (
     largest_difference,
     predict_with,
     transformers_model,

@@ -11,7 +11,7 @@ from builders import build
 from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import export
-from ddetr_plugin.checkpoints.libraries import predict_with, transformers_model
+from ddetr_plugin.checkpoints.parity.other_models import predict_with, transformers_model
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
 pytest.importorskip('safetensors', reason='safetensors is not installed')

@@ -15,11 +15,15 @@ from mmengine.runner import Runner
 from test_convert_tool import write_config
 
 from ddetr_plugin.checkpoints import Source, export, read_checkpoint, to_ours
-from ddetr_plugin.checkpoints import verify as verify_module
-from ddetr_plugin.checkpoints.libraries import mmdet_config, transformers_model
-from ddetr_plugin.checkpoints.settings import file_settings, our_settings, setting_mismatches
-from ddetr_plugin.checkpoints.source_models import source_model
-from ddetr_plugin.checkpoints.verify import TOLERANCE, build_ours, verify
+from ddetr_plugin.checkpoints.files.stated_settings import (
+    file_settings,
+    our_settings,
+    setting_mismatches,
+)
+from ddetr_plugin.checkpoints.parity import verify as verify_module
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_config, transformers_model
+from ddetr_plugin.checkpoints.parity.source_models import source_model
+from ddetr_plugin.checkpoints.parity.verify import TOLERANCE, build_ours, verify
 
 
 def gelu_ffn():

@@ -9,8 +9,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
 from ddetr_plugin.checkpoints import detect_layout, export
-from ddetr_plugin.checkpoints.libraries import mmdet_model
-from ddetr_plugin.checkpoints.names import module_names, translate
+from ddetr_plugin.checkpoints.names.table import module_names, translate
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
 from ddetr_plugin.registry import MODELS
 
 VARIANTS = {

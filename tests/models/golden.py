@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ddetr_plugin.checkpoints import Layout, Source, to_ours
-from ddetr_plugin.checkpoints.names import module_names, translate
+from ddetr_plugin.checkpoints.names.table import module_names, translate
 from ddetr_plugin.registry import MODELS
 
 FOLDER = Path(__file__).resolve().parents[1] / 'data' / 'golden'

@@ -6,7 +6,7 @@ from builders import batch, tiny_config
 from mmdet.structures.mask import BitmapMasks
 
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.models.mask_head import MaskInputs
+from ddetr_plugin.models.heads.mask_head import MaskInputs
 
 
 def mask_head_config(**changes) -> dict:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ddetr_plugin.models.panoptic import INSTANCE_OFFSET
+from ddetr_plugin.models.heads.panoptic_mask_head import INSTANCE_OFFSET
 
 # Ids with gaps, as COCO's; things first.
 CATEGORIES = ((2, 'square', 1), (7, 'bar', 1), (92, 'sky', 0), (149, 'road', 0))

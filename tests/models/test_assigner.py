@@ -16,7 +16,7 @@ from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 
-from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_assigner_config
 from ddetr_plugin.models import HungarianAssigner
 from ddetr_plugin.registry import TASK_UTILS
 

@@ -8,7 +8,7 @@ from builders import batch, build, tiny_config
 from rounding import assert_as_near_as_rounding_allows
 from torch import nn
 
-import ddetr_plugin.models.attention as attention
+import ddetr_plugin.models.layers.attention as attention
 from ddetr_plugin.models import FeatureLevels, MSDeformAttn
 from ddetr_plugin.ops import ms_deform_attn_fused_reference
 from ddetr_plugin.registry import MODELS

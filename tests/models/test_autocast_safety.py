@@ -6,10 +6,11 @@ from builders import VARIANTS, batch, build, tiny_config
 from mmengine.registry import OPTIM_WRAPPERS
 from rounded_products import RoundedProducts
 
-from ddetr_plugin.models import MSDeformAttn, attention
-from ddetr_plugin.models.assigner import HungarianAssigner
-from ddetr_plugin.models.criterion import SetCriterion
+from ddetr_plugin.models import MSDeformAttn
 from ddetr_plugin.models.feature_levels import FeatureLevels
+from ddetr_plugin.models.layers import attention
+from ddetr_plugin.models.losses.assigner import HungarianAssigner
+from ddetr_plugin.models.losses.criterion import SetCriterion
 
 LOW = [torch.bfloat16, torch.float16]
 # An 800 x 1333 picture, as COCO configs make it.

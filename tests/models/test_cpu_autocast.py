@@ -10,10 +10,10 @@ from rounded_products import RoundedProducts
 from torch import nn
 
 from ddetr_plugin.models import ContentTwoStageHead, LearnedQueryHead, TwoStageHead
-from ddetr_plugin.models.attention import MultiheadSelfAttention
-from ddetr_plugin.models.detr_head import FocalDETRHead
+from ddetr_plugin.models.detr.focal_detr_head import FocalDETRHead
+from ddetr_plugin.models.detr.mask_detr import MaskDETRHead
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.models.mask_detr import MaskDETRHead
+from ddetr_plugin.models.layers.attention import MultiheadSelfAttention
 from ddetr_plugin.registry import MODELS
 
 SIZES = [(8, 10), (4, 5), (2, 3), (1, 2)]

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from rounding import assert_as_near_as_rounding_allows
 from transfers import count_transfers
 
-from ddetr_plugin.checkpoints.libraries import mmdet_assigner_config
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_assigner_config
 from ddetr_plugin.models import Targets
 from ddetr_plugin.registry import MODELS
 
@@ -107,7 +107,7 @@ def test_losses_are_divided_by_the_mean_number_of_ground_truths_of_all_processes
         assert (count.item(), op) == (7, 'mean')
         count.fill_(21)
 
-    monkeypatch.setattr('ddetr_plugin.models.criterion.all_reduce', as_if_others_had_more)
+    monkeypatch.setattr('ddetr_plugin.models.losses.criterion.all_reduce', as_if_others_had_more)
     for name, loss in criterion(logits, boxes, targets).items():
         assert loss.item() == pytest.approx(alone[name].item() / 3), name
 

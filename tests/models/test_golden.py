@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import VARIANTS, load_golden
 
-import ddetr_plugin.models.attention as attention
+import ddetr_plugin.models.layers.attention as attention
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.ops import ms_deform_attn_fused_reference, native_load_error
 

@@ -6,7 +6,7 @@ from builders import tiny_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ddetr_plugin.models import FeatureLevels
-from ddetr_plugin.models.encoder import KEPT_SHAPES
+from ddetr_plugin.models.layers.encoder import KEPT_SHAPES
 from ddetr_plugin.registry import MODELS
 
 SIZES = [(8, 12), (4, 6), (2, 3), (1, 2)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ddetr_plugin.models.linear import MIN_ROWS, TokenLinear
+from ddetr_plugin.models.layers.token_linear import MIN_ROWS, TokenLinear
 
 
 def make(in_features=24, out_features=40, bias=True):

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from scipy.optimize import linear_sum_assignment
 
-from ddetr_plugin.models.panoptic import INSTANCE_OFFSET
+from ddetr_plugin.models.heads.panoptic_mask_head import INSTANCE_OFFSET
 from ddetr_plugin.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

@@ -15,8 +15,8 @@ from transfers import count_transfers
 
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.evaluation import require_finite
-from ddetr_plugin.models.assigner import NotFiniteError
-from ddetr_plugin.models.criterion import Matches, Targets
+from ddetr_plugin.models.losses.assigner import NotFiniteError
+from ddetr_plugin.models.losses.criterion import Matches, Targets
 from ddetr_plugin.registry import MODELS
 
 HEAD_LOSSES = ('loss_mask', 'loss_dice')

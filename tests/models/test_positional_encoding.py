@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ddetr_plugin.models import SinePositionalEncoding
-from ddetr_plugin.models.positional_encoding import KEPT_SIZES
+from ddetr_plugin.models.layers.positional_encoding import KEPT_SIZES
 
 from mmdet.models.layers import SinePositionalEncoding as Theirs  # isort: skip
 

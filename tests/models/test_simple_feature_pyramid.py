@@ -5,7 +5,7 @@ import torch
 from rounding import assert_as_near_as_rounding_allows
 from torch import nn
 
-from ddetr_plugin.models.simple_feature_pyramid import ChannelLayerNorm
+from ddetr_plugin.models.necks.simple_feature_pyramid import ChannelLayerNorm
 from ddetr_plugin.registry import MODELS
 
 

@@ -7,8 +7,8 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ddetr_plugin.checkpoints.vits import adopt_vit
-from ddetr_plugin.models.linear import TokenLinear
+from ddetr_plugin.checkpoints.convert_vit import adopt_vit
+from ddetr_plugin.models.layers.token_linear import TokenLinear
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['ViTAttention', 'ViTBlock', 'VisionTransformer']
@@ -98,7 +98,7 @@ class VisionTransformer(BaseModule):
     Parameters are named as in timm, DeiT, DINO and MAE. `init_cfg=dict(type='Pretrained',
     checkpoint=...)` takes their files, and files and folders as transformers saves its ViTModel
     and ViTForImageClassification. Classification heads are left out; anything else that is left
-    over, missing or of another shape is an error. See `ddetr_plugin.checkpoints.vits`.
+    over, missing or of another shape is an error. See `ddetr_plugin.checkpoints.convert_vit`.
 
     Args:
         embed_dims: C; 192, 384, 768 and 1024 for ViT-Ti, S, B and L.

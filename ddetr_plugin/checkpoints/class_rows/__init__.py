@@ -1,0 +1,1 @@
+"""Rows of class heads on their way between sets of classes."""

@@ -1,0 +1,1 @@
+"""Checkpoint files of every kind, read and written without running them."""

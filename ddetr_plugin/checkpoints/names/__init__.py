@@ -1,0 +1,1 @@
+"""What each implementation calls its weights."""

@@ -1,0 +1,200 @@
+"""Names and fused tensors of other implementations into ours and back."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ddetr_plugin.checkpoints.class_rows.rows import with_official_rows
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_layout
+from ddetr_plugin.checkpoints.names.table import Layout, module_names, translate
+from ddetr_plugin.checkpoints.same_bits import same_bits
+
+__all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
+
+COUNTER = 'num_batches_tracked'
+_QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
+_NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
+
+
+def is_neck_bias(name: str) -> bool:
+    """Whether a parameter, by our name, is a bias before a norm in the neck (D1)."""
+    return _NECK_BIAS.fullmatch(name) is not None
+
+
+def import_state(
+    state: Mapping[str, Tensor], dialect: str, layout: Layout
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Renames and fuses; class rows stay as they are.
+
+    Args:
+        state: in the common names of `dialect`.
+        dialect: one of `DIALECTS`.
+        layout: decides which names there are.
+
+    Returns:
+        The weights by our names, and the names that are left over.
+
+    Raises:
+        ValueError: two names of one tensor hold different numbers, or parts of one do not fit.
+    """
+    if dialect == 'hf':
+        state = _fuse_qkv(state)
+    modules = module_names(dialect, layout).ours()
+    ours, left = {}, []
+    for name, tensor in state.items():
+        if name.endswith(COUNTER) and dialect != 'mmdet':
+            continue
+        new = translate(name, modules)
+        if new is None:
+            left.append(name)
+        elif new not in ours:
+            ours[new] = tensor
+        elif not same_bits(ours[new], tensor):
+            raise ValueError(
+                f'{name} and another name of the same tensor hold different numbers, but a '
+                f'{layout.variant} model has one tensor there; the file was edited, or --config '
+                'is of another variant'
+            )
+    return ours, left
+
+
+def export(
+    state: Mapping[str, Tensor],
+    dialect: str,
+    layout: Layout | None = None,
+    coco: bool = False,
+    dropped: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Our weights in the names of another implementation, aliases included.
+
+    Biases of the neck that ours has not are zeros (D1), and zeros are left out for mmdet.
+
+    Args:
+        state: by our names.
+        dialect: one of `DIALECTS`.
+        layout: of `state`; found out if None.
+        coco: the 80 class rows are COCO's: 'official' and 'hf' get their 91 rows. Rows that stand
+            for no category are those of `dropped`, else they never fire.
+        dropped: as in `Conversion`.
+
+    Raises:
+        ValueError: a tensor has no name there, or another meaning.
+    """
+    layout = layout or detect_layout(state, OURS)
+    if dialect != 'hf' and not layout.share_branches and not layout.refines:
+        raise ValueError(
+            f'{dialect} shares one head between all decoder layers where boxes are not refined, '
+            'the weights have one for each; only ddetr_plugin and hf can hold them'
+        )
+    state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
+    if coco and dialect in ('official', 'hf'):
+        state = with_official_rows(state, dropped or {})
+    _require_paper_queries(state)
+    state = _with_their_neck_bias(state, dialect)
+
+    names = module_names(dialect, layout)
+    theirs = {**names.theirs, 'backbone': names.backbone}
+    others: dict[str, list[str]] = {}
+    for alias, ours in names.aliases.items():
+        others.setdefault(ours, []).append(alias)
+    renamed = {name: translate(name, theirs) for name in state}
+    unknown = [name for name, new in renamed.items() if new is None]
+    if unknown:
+        raise ValueError(
+            f'{dialect} has no counterpart of {len(unknown)} tensors: {_parts(unknown)}; only the '
+            "paper's models can be written for it, not mask heads, other necks or other attention "
+            '(tools/convert_checkpoint.py leaves a mask head out with --allow-missing, if --config '
+            'is left out or names a model without one)'
+        )
+    result = {}
+    for name, tensor in state.items():
+        result[renamed[name]] = tensor
+        module, _, parameter = name.rpartition('.')
+        for alias in others.get(module, ()):
+            result[f'{alias}.{parameter}'] = tensor
+    return _split_qkv(result) if dialect == 'hf' else result
+
+
+def _parts(names: Sequence[str]) -> str:
+    """The parts that tensors are of, such as 'neck.fpn_convs.*'."""
+    return ', '.join(dict.fromkeys('.'.join(name.split('.')[:2]) + '.*' for name in names))
+
+
+def _require_paper_queries(state: Mapping[str, Tensor]) -> None:
+    """Refuse queries that other implementations cannot make from the same weights."""
+    embedding = state.get('query_head.pos_trans_fc.weight')
+    if embedding is not None and len(embedding) != embedding.shape[1]:
+        raise ValueError(
+            'query_head.pos_trans_fc embeds the position only, as ContentTwoStageHead does; other '
+            "implementations know the paper's TwoStageHead alone"
+        )
+
+
+def _with_their_neck_bias(state: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """Zeros for biases that a neck of ours may be built without, and all but mmdet have (D1)."""
+    if dialect == 'mmdet':
+        biases = [name for name in state if is_neck_bias(name)]
+        # Its neck has none by default, and zeros do nothing.
+        without = not any(state[name].any() for name in biases)
+        return {k: v for k, v in state.items() if not (without and k in biases)}
+    result = {}
+    for name, tensor in state.items():
+        result[name] = tensor
+        bias = name.removesuffix('weight') + 'bias'
+        if is_neck_bias(bias) and bias not in state:
+            result[bias] = tensor.new_zeros(len(tensor))
+    return result
+
+
+def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    fused = {}
+    for name, tensor in state.items():
+        match = _QKV.fullmatch(name)
+        if match:
+            parts.setdefault(f'{match[1]}in_proj_{match[3]}', {})[match[2]] = tensor
+        else:
+            fused[name] = tensor
+    for name, qkv in parts.items():
+        shapes = {tuple(part.shape) for part in qkv.values()}
+        if len(shapes) > 1 or () in shapes:
+            raise ValueError(
+                f'the projections of {name.rpartition("in_proj_")[0]} have the shapes '
+                f'{sorted(shapes)}, expected one; the file is damaged'
+            )
+        if len(qkv) == 3:
+            fused[name] = torch.cat([qkv[x] for x in 'qkv'])
+        else:  # to be reported as left over
+            stem, _, kind = name.rpartition('in_proj_')
+            fused.update((f'{stem}{x}_proj.{kind}', part) for x, part in qkv.items())
+    return fused
+
+
+def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    split = {}
+    for name, tensor in state.items():
+        stem, found, kind = name.rpartition('in_proj_')
+        if found:
+            for x, part in zip('qkv', tensor.chunk(3)):
+                split[f'{stem}{x}_proj.{kind}'] = part
+        else:
+            split[name] = tensor
+    return split
+
+
+def expected_names(layout: Layout) -> list[str]:
+    """Our parameters of a layout, the backbone's excepted."""
+    names = []
+    for module in module_names('mmdet', layout).theirs:
+        if module.endswith('level_embed'):
+            names.append(module)
+        elif module.endswith('self_attn.attn'):
+            names += [f'{module}.in_proj_weight', f'{module}.in_proj_bias']
+            names += [f'{module}.out_proj.weight', f'{module}.out_proj.bias']
+        else:
+            names.append(f'{module}.weight')
+            if not module.endswith('query_embedding'):
+                names.append(f'{module}.bias')
+    return names

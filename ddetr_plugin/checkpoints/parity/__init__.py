@@ -1,0 +1,1 @@
+"""Whether the source's own library computes the same numbers."""

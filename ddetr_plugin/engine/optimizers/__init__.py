@@ -1,0 +1,1 @@
+"""Mixed precision and parameter groups of optimisers."""

@@ -1,0 +1,1 @@
+"""From which checkpoint a run continues, and with which settings."""

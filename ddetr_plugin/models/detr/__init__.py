@@ -1,0 +1,1 @@
+"""mmdet's DETR with parts of ours."""

@@ -1,0 +1,1 @@
+"""Where queries come from, and what is read from them: classes, boxes, masks."""

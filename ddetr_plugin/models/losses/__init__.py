@@ -1,0 +1,1 @@
+"""Matching of predictions and ground truths, and the losses of matched pairs."""
