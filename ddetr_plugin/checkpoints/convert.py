@@ -20,12 +20,11 @@ from ddetr_plugin.checkpoints.fit import (
 )
 from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.names.rename import import_state, is_neck_bias
-from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout, with_common_names
+from ddetr_plugin.checkpoints.names.table import DIALECTS, PARTS, Layout, with_common_names
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
 # Detectors gain it afterwards, and no other implementation has it.
-_MASK_HEAD = 'mask_head.'
 
 
 class Conversion(NamedTuple):
@@ -99,11 +98,13 @@ def to_ours(
     if wanted is not None and target_refines is not None:
         wanted = wanted._replace(refines=target_refines)
     notes: list[str] = []
-    if target is not None and not any(name.startswith(_MASK_HEAD) for name in state):
-        without = {k: v for k, v in target.items() if not k.startswith(_MASK_HEAD)}
-        if len(without) < len(target):
-            notes.append('the weights have no mask head; that of the model stays as it is')
-        target = without
+    if target is not None:
+        present = {name.partition('.')[0] for name in state}
+        absent = {name.partition('.')[0] for name in target} - {*PARTS} - present
+        for part in sorted(absent):
+            words = part.replace('_', ' ')
+            notes.append(f'the weights have no {words}; that of the model stays as it is')
+        target = {k: v for k, v in target.items() if k.partition('.')[0] not in absent}
     warnings: list[str] = []
     layout = _with_stated_heads(layout, wanted, state, source, dialect, warnings)
     if not layout.share_branches and not layout.refines:

@@ -32,8 +32,9 @@ from ddetr_plugin.models.layers.feed_forward import FeedForward
 from ddetr_plugin.models.layers.positional_encoding import SinePositionalEncoding
 from ddetr_plugin.models.layers.same_level_attention import SameLevelDeformAttn
 from ddetr_plugin.models.losses.assigner import HungarianAssigner
-from ddetr_plugin.models.losses.criterion import IoUAwareSetCriterion, SetCriterion, Targets
+from ddetr_plugin.models.losses.criterion import IoUAwareSetCriterion, SetCriterion
 from ddetr_plugin.models.losses.match_costs import FocalCost, GIoUCost, L1Cost
+from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [

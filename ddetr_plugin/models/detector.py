@@ -12,9 +12,11 @@ from torch import Tensor
 from ddetr_plugin.checkpoints import adopt
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
 from ddetr_plugin.models.freezing import FreezableDetector
-from ddetr_plugin.models.heads.mask_head import MaskInputs
+from ddetr_plugin.models.heads.bbox_head import best_pairs
 from ddetr_plugin.models.heads.query_head import InitialQueries
-from ddetr_plugin.models.losses.criterion import Targets
+from ddetr_plugin.models.heads.task_head import HeadInputs, TaskHead
+from ddetr_plugin.models.losses.criterion import KnownPredictions
+from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableDETR', 'Outputs']
@@ -27,13 +29,16 @@ class Outputs(NamedTuple):
         logits: (N, B, Q, K) class logits of all decoder layers, float32 or better.
         boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture, float32 or better.
         queries: what the query head made.
-        mask_inputs: what the mask head reads; None if the model has none.
+        head_inputs: what task heads read; None if the model has none.
+        known: predictions of queries that were made of ground truths; the others have none of
+            those. None if there are none.
     """
 
     logits: Tensor
     boxes: Tensor
     queries: InitialQueries
-    mask_inputs: MaskInputs | None
+    head_inputs: HeadInputs | None
+    known: KnownPredictions | None
 
 
 @MODELS.register_module()
@@ -45,15 +50,19 @@ class DeformableDETR(FreezableDetector, BaseDetector):
     Args:
         backbone: config; pictures (B, 3, H, W) to feature maps.
         neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper.
-        positional_encoding: config; see `SinePositionalEncoding`, or any of mmdet's.
-        encoder: config; see `DeformableTransformerEncoder`.
+        positional_encoding: config; see `SinePositionalEncoding`, or any of mmdet's. None without
+            an encoder, which alone reads it.
+        encoder: config; see `DeformableTransformerEncoder`. None where the neck encodes: its maps
+            are then what the decoder reads.
         query_head: config; see `LearnedQueryHead` and `TwoStageHead`.
         decoder: config; see `DeformableTransformerDecoder`.
         bbox_head: config; see `DeformableDETRHead`.
         criterion: config; see `SetCriterion`. None for a model that only predicts.
-        mask_head: config; see `MaskHead`. The neck then reads the backbone's coarser maps, without
-            the head's `extra_maps` finest. None for a model without masks.
-        freeze_detector: train the mask head alone. The rest gets no gradients and runs as in
+        mask_head: config; see `MaskHead`. None for a model without masks.
+        task_heads: configs of heads for further tasks, by the names that their weights begin with;
+            see `TaskHead`. The neck reads the backbone's coarser maps, without the `extra_maps`
+            finest that a task head, the mask head included, asks for.
+        freeze_detector: train the task heads alone. The rest gets no gradients and runs as in
             evaluation, without dropout.
         data_preprocessor: config; normalises and pads.
         compile: options of torch.compile for encoder and decoder, such as `dict(dynamic=True)`;
@@ -63,20 +72,22 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         init_cfg: mmengine initialisation.
 
     Raises:
-        ValueError: `freeze_detector` without a mask head leaves nothing to train.
+        ValueError: `freeze_detector` without a task head leaves nothing to train; an encoder has no
+            positional encoding; the name of a task head is that of another part.
     """
 
     def __init__(
         self,
         backbone: dict,
         neck: dict,
-        positional_encoding: dict,
-        encoder: dict,
+        positional_encoding: dict | None,
+        encoder: dict | None,
         query_head: dict,
         decoder: dict,
         bbox_head: dict,
         criterion: dict | None = None,
         mask_head: dict | None = None,
+        task_heads: dict[str, dict] | None = None,
         freeze_detector: bool = False,
         data_preprocessor: dict | None = None,
         compile: dict | None = None,
@@ -85,18 +96,32 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
-        self.positional_encoding = MODELS.build(positional_encoding)
-        self.encoder = MODELS.build(encoder)
+        if encoder is not None and positional_encoding is None:
+            raise ValueError(
+                'an encoder needs a positional encoding; give `positional_encoding`, such as '
+                "dict(type='ddetr_plugin.SinePositionalEncoding', ...), or encoder=None"
+            )
+        self.positional_encoding = _build(positional_encoding)
+        self.encoder = _build(encoder)
         self.query_head = MODELS.build(query_head)
         self.decoder = MODELS.build(decoder)
         self.bbox_head = MODELS.build(bbox_head)
-        self.criterion = None if criterion is None else MODELS.build(criterion)
-        self.mask_head = None if mask_head is None else MODELS.build(mask_head)
+        self.criterion = _build(criterion)
+        self.mask_head = _build(mask_head)
+        self.task_heads = () if mask_head is None else ('mask_head',)
+        for name, head in (task_heads or {}).items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f'task_heads names a head {name!r}, but that is what another part of the '
+                    'detector is called; give it a name of its own, such as keypoint_head'
+                )
+            self.add_module(name, MODELS.build(head))
+            self.task_heads += (name,)
         if freeze_detector:
             self.freeze()
         self.freeze_stages()
         if compile is not None:
-            for module in (self.encoder, self.decoder):
+            for module in filter(None, (self.encoder, self.decoder)):
                 module.compile(fullgraph=True, **compile)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
@@ -109,11 +134,11 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         # tokens without a copy.
         batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
         maps = tuple(self.backbone(batch_inputs))
-        extra = 0 if self.mask_head is None else self.mask_head.extra_maps
+        extra = max((head.extra_maps for head in self._task_heads()), default=0)
         return maps, tuple(self.neck(maps[extra:]))
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """All losses of a batch; see `SetCriterion` and `MaskHead.loss`.
+        """All losses of a batch; see `SetCriterion` and `TaskHead.loss`.
 
         Args:
             batch_inputs: (B, 3, H, W), normalised and padded.
@@ -130,19 +155,25 @@ class DeformableDETR(FreezableDetector, BaseDetector):
                 'this model was built without a criterion, so it has no loss; give `criterion` in '
                 'its config'
             )
-        logits, boxes, queries, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
+        targets = Targets.from_samples(batch_data_samples)
+        outputs = self.forward_batch(batch_inputs, batch_data_samples, targets)
         predictions = (
-            logits,
-            boxes,
-            Targets.from_samples(batch_data_samples),
-            queries.proposal_logits,
-            queries.proposal_boxes,
+            outputs.logits,
+            outputs.boxes,
+            targets,
+            outputs.queries.proposal_logits,
+            outputs.queries.proposal_boxes,
         )
-        if self.mask_head is None:
-            return self.criterion(*predictions)
-        losses, matches = self.criterion.losses_and_matches(*predictions)
+        known = {} if outputs.known is None else {'known': outputs.known}
+        # A criterion is a module of these arguments; that it also tells its matches, and scores
+        # what is known, is asked of it only where that is needed.
+        if not self.task_heads:
+            return self.criterion(*predictions, **known)
+        losses, matches = self.criterion.losses_and_matches(*predictions, **known)
         gt_instances = [sample.gt_instances for sample in batch_data_samples]
-        return {**losses, **self.mask_head.loss(mask_inputs, matches, gt_instances)}
+        for head in self._task_heads():
+            losses.update(head.loss(outputs.head_inputs, matches, gt_instances))
+        return losses
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
@@ -151,13 +182,31 @@ class DeformableDETR(FreezableDetector, BaseDetector):
 
         With a mask head they have `masks` (n, h, w) bool, too; see `MaskHead.predict`.
         """
-        logits, boxes, _, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
+        outputs = self.forward_batch(batch_inputs, batch_data_samples)
         metas = [sample.metainfo for sample in batch_data_samples]
-        results = self.bbox_head.predict(logits[-1], boxes[-1], metas, rescale)
+        results = self.bbox_head.predict(outputs.logits[-1], outputs.boxes[-1], metas, rescale)
         samples = self.add_pred_to_datasample(batch_data_samples, results)
-        if self.mask_head is not None:
-            self.mask_head.predict(mask_inputs, samples, rescale)
+        for head in self._task_heads():
+            head.predict(outputs.head_inputs, samples, rescale)
         return samples
+
+    def predict_tensors(self, batch_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections as a function of tensors alone, for export: the boxes of `predict`.
+
+        `ddetr_plugin.ops.use_reference` makes it one of torch's own operators alone.
+
+        Args:
+            batch_inputs: (B, 3, H, W), normalised; nothing of them is padding.
+
+        Returns:
+            Scores (B, n), falling, and labels (B, n) int64; boxes (B, n, 4) as (x1, y1, x2, y2) in
+            pixels of `batch_inputs`, not clipped; n = min(max_per_img, Q * K).
+        """
+        logits, boxes = self._forward(batch_inputs)
+        found = best_pairs(logits[-1], boxes[-1], self.bbox_head.max_per_img)
+        height, width = batch_inputs.shape[-2:]
+        x, y = found.boxes[..., 0::2] * width, found.boxes[..., 1::2] * height
+        return found.scores, found.labels, torch.stack((x, y), dim=-1).flatten(2)
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
@@ -166,13 +215,18 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         return self.forward_batch(batch_inputs, batch_data_samples)[:2]
 
     def forward_batch(
-        self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
+        self,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList | None = None,
+        targets: Targets | None = None,
     ) -> Outputs:
         """The network.
 
         Args:
             batch_inputs: (B, 3, H, W), normalised and padded.
             batch_data_samples: B samples with `img_shape`; None if nothing is padded.
+            targets: the ground truths, for query heads that make queries of them; None where
+                there is nothing to learn.
         """
         backbone_maps, maps = self.extract_maps(batch_inputs)
         batch_shape = tuple(batch_inputs.shape[-2:])
@@ -183,9 +237,11 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         levels = FeatureLevels.from_images(
             [m.shape[-2:] for m in maps], batch_shape, image_shapes, batch_inputs.device
         )
-        pos = [self.positional_encoding(mask, m) for mask, m in zip(levels.level_masks(), maps)]
-        memory = self.encoder(flatten_levels(maps), flatten_levels(pos), levels)
-        queries = self.query_head(memory, levels)
+        memory = flatten_levels(maps)
+        if self.encoder is not None:
+            pos = [self.positional_encoding(mask, m) for mask, m in zip(levels.level_masks(), maps)]
+            memory = self.encoder(memory, flatten_levels(pos), levels)
+        queries = self.query_head(memory, levels, targets)
         hidden, boxes = self.decoder(
             queries.query,
             queries.query_pos,
@@ -193,21 +249,35 @@ class DeformableDETR(FreezableDetector, BaseDetector):
             memory,
             levels,
             self.bbox_head.regress,
+            queries.self_attn_mask,
         )
-        mask_inputs = None
-        if self.mask_head is not None:
-            mask_inputs = MaskInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)
-        return Outputs(self.bbox_head.classify(hidden), boxes, queries, mask_inputs)
+        logits, known = self.bbox_head.classify(hidden), None
+        if queries.known is not None:
+            name, count, matches = queries.known
+            known = KnownPredictions(name, logits[:, :, :count], boxes[:, :, :count], matches)
+            logits, boxes, hidden = (x[:, :, count:] for x in (logits, boxes, hidden))
+        head_inputs = None
+        if self.task_heads:
+            head_inputs = HeadInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)
+        return Outputs(logits, boxes, queries, head_inputs, known)
+
+    def _task_heads(self) -> list[TaskHead]:
+        return [getattr(self, name) for name in self.task_heads]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Takes weights of the official release, mmdet, transformers and detrex, too."""
         adopt(state_dict, prefix, self)
-        mask_head = f'{prefix}mask_head.'
-        if self.mask_head is not None and not any(k.startswith(mask_head) for k in state_dict):
-            print_log(
-                'The checkpoint has no mask head: the one of this model keeps the weights that it '
-                'has, and without training its masks mean nothing.',
-                logger='current',
-                level=logging.WARNING,
-            )
+        for name in self.task_heads:
+            if not any(key.startswith(f'{prefix}{name}.') for key in state_dict):
+                words = name.replace('_', ' ')
+                print_log(
+                    f'The checkpoint has no {words}: the one of this model keeps the weights that '
+                    'it has, and without training its results mean nothing.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _build(config: dict | None) -> torch.nn.Module | None:
+    return None if config is None else MODELS.build(config)

@@ -99,6 +99,11 @@ class FeatureLevels(NamedTuple):
         """L ints, H_l * W_l; their sum is S."""
         return tuple(h * w for h, w in self.sizes)
 
+    def tokens_of(self, level: int) -> slice:
+        """Where in S the tokens of a level lie."""
+        start = sum(self.tokens_per_level[:level])
+        return slice(start, start + self.tokens_per_level[level])
+
     def split(self) -> tuple['FeatureLevels', ...]:
         """L records, each of one level by itself."""
         masks = [None] * len(self.sizes)

@@ -1,4 +1,4 @@
-"""Detectors of which parts are not trained: stages of the backbone, or all but the mask head."""
+"""Detectors of which parts are not trained: stages of the backbone, or all but the task heads."""
 
 from torch import nn
 
@@ -6,24 +6,26 @@ __all__ = ['FreezableDetector']
 
 
 class FreezableDetector(nn.Module):
-    """For detectors with a part `mask_head`: freezes the others, and what a backbone freezes.
+    """For detectors with task heads: freezes the other parts, and what a backbone freezes.
 
     Attributes:
-        freeze_detector: all parts but the mask head get no gradients and run as in evaluation.
+        task_heads: names of the parts that are task heads, such as 'mask_head'.
+        freeze_detector: all parts but the task heads get no gradients and run as in evaluation.
     """
 
+    task_heads: tuple[str, ...] = ()
     freeze_detector = False
 
     def freeze(self) -> None:
-        """Trains the mask head alone from now on.
+        """Trains the task heads alone from now on.
 
         Raises:
             ValueError: there is none.
         """
-        if self.mask_head is None:
+        if not self.task_heads:
             raise ValueError(
-                'freeze_detector trains the mask head alone, but there is none; give '
-                '`mask_head` in the config'
+                'freeze_detector trains the task heads alone, but there is none; give `mask_head` '
+                'or `task_heads` in the config'
             )
         self.freeze_detector = True
         for part in self._detector_parts():
@@ -47,4 +49,4 @@ class FreezableDetector(nn.Module):
         return self
 
     def _detector_parts(self) -> list[nn.Module]:
-        return [part for name, part in self.named_children() if name != 'mask_head']
+        return [part for name, part in self.named_children() if name not in self.task_heads]

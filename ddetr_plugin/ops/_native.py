@@ -1,7 +1,10 @@
 """Loads the compiled operator and keeps the reason when that fails."""
 
+import contextlib
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -13,6 +16,7 @@ _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
 _cuda_load_error: str | None = None
 _warned = False
+_reference_wanted = ContextVar('reference_wanted', default=False)
 # Pictures of a job come in few sizes; making the tensors anew would cost more than small kernels.
 _LEVEL_TENSORS_KEPT = 256
 _level_tensors: dict = {}
@@ -69,6 +73,20 @@ def cuda_load_error() -> str | None:
     return _cuda_load_error
 
 
+@contextlib.contextmanager
+def use_reference() -> Iterator[None]:
+    """Within it, `ms_deform_attn` and `ms_deform_attn_fused` are made of torch's own operators.
+
+    For export to what knows no others, and for comparisons. It holds for this thread and what is
+    called from it; what was compiled before stays as it was compiled.
+    """
+    token = _reference_wanted.set(True)
+    try:
+        yield
+    finally:
+        _reference_wanted.reset(token)
+
+
 def has_kernels(value: torch.Tensor) -> bool:
     """Whether the native operator handles `value`."""
     device = value.device.type
@@ -78,10 +96,12 @@ def has_kernels(value: torch.Tensor) -> bool:
 
 
 def is_available(value: torch.Tensor) -> bool:
-    """`has_kernels`, but warns once, loudly, when it should be so and is not.
+    """`has_kernels`, but warns once, loudly, when it should be so and is not; see `use_reference`.
 
     Devices that the operator has no code for at all take the PyTorch path without a warning.
     """
+    if _reference_wanted.get():
+        return False
     if has_kernels(value):
         return True
     if not _warned:

@@ -12,7 +12,11 @@ from ddetr_plugin.ops.checks import (
     plain_shapes,
 )
 
-__all__ = ['ms_deform_attn_fused_reference', 'ms_deform_attn_reference']
+__all__ = [
+    'ms_deform_attn_fused_reference',
+    'ms_deform_attn_reference',
+    'sampling_locations',
+]
 
 # A location far from every map of at least one cell.
 OUTSIDE = -2.0
@@ -32,6 +36,13 @@ def ms_deform_attn_reference(
     """
     spatial_shapes = plain_shapes(spatial_shapes)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return _sum_of_samples(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def _sum_of_samples(
+    value: Tensor, spatial_shapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """`ms_deform_attn_reference` of arguments that were checked."""
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     if value.numel() == 0 or sampling_locations.numel() == 0:
@@ -89,18 +100,54 @@ def ms_deform_attn_fused_reference(
         attention_logits,
     )
     dtype = compute_dtype(value)
-    reference = reference_points.to(dtype)[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-    offsets = sampling_offsets.to(dtype)
+    locations = sampling_locations(
+        reference_points.to(dtype), sampling_offsets.to(dtype), spatial_shapes
+    )
+    weights = attention_logits.to(dtype).flatten(-2).softmax(-1).view(attention_logits.shape)
+    return _sum_of_samples(value, spatial_shapes, locations, weights)
+
+
+def sampling_locations(
+    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes
+) -> Tensor:
+    """Where the points of `ms_deform_attn_fused` lie (A.4 of arXiv:2010.04159).
+
+    ``(x, y) + offset / (W_l, H_l)`` of a reference (x, y), and
+    ``(cx, cy) + offset / P * (w, h) / 2`` of a reference (cx, cy, w, h). A point of which a number
+    is NaN or infinite lies outside of every map, at -2.
+
+    Args:
+        reference_points: (B or 1, Q, L, 2 or 4) float, 0..1 over the *padded* map.
+        sampling_offsets: (B, Q, M, L, P, 2) as (x, y), dtype and device of the references.
+        spatial_shapes: (L, 2) int64, (H_l, W_l) in cells, or L pairs of integers.
+
+    Returns:
+        (B, Q, M, L, P, 2) as (x, y), 0..1 over the padded map: what `ms_deform_attn` takes.
+
+    Raises:
+        ValueError: shapes do not fit; the message names the argument.
+    """
+    sizes = level_sizes(plain_shapes(spatial_shapes))
+    references, offsets = tuple(reference_points.shape), tuple(sampling_offsets.shape)
+    fits = len(references) == 4 and len(offsets) == 6 and len(sizes) == offsets[3]
+    if (
+        not fits
+        or references[0] not in (1, offsets[0])
+        or references[1:] not in [(offsets[1], offsets[3], n) for n in (2, 4)]
+        or offsets[5] != 2
+    ):
+        raise ValueError(
+            'reference_points must be (B or 1, Q, L, 2 or 4), sampling_offsets (B, Q, M, L, P, 2) '
+            f'and spatial_shapes L pairs, got {references}, {offsets} and {sizes}'
+        )
+    reference, points = reference_points[:, :, None, :, None], offsets[4]
+    offsets = sampling_offsets
     # What makes a location that is no number must stay out of the products: 0 * NaN is not 0.
     known = reference.isfinite().all(-1, keepdim=True) & offsets.isfinite().all(-1, keepdim=True)
     reference, offsets = torch.where(known, reference, 0.0), torch.where(known, offsets, 0.0)
     if reference.shape[-1] == 2:
-        cells = offsets.new_tensor(
-            [(width, height) for height, width in level_sizes(spatial_shapes)]
-        )
+        cells = offsets.new_tensor([(width, height) for height, width in sizes])
         locations = reference + offsets / cells[:, None]
     else:
-        locations = reference[..., :2] + offsets / offsets.shape[4] * reference[..., 2:] * 0.5
-    locations = torch.where(known, locations, OUTSIDE)
-    weights = attention_logits.to(dtype).flatten(-2).softmax(-1).view(attention_logits.shape)
-    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
+        locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+    return torch.where(known, locations, OUTSIDE)

@@ -6,7 +6,7 @@ from builders import batch, tiny_config
 from mmdet.structures.mask import BitmapMasks
 
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.models.heads.mask_head import MaskInputs
+from ddetr_plugin.models.heads.task_head import HeadInputs
 
 
 def mask_head_config(**changes) -> dict:
@@ -44,13 +44,13 @@ def masked_batch(**arguments):
     return inputs, samples
 
 
-def make_inputs(queries=7, in_channels=(64, 128, 256), channels=32) -> MaskInputs:
+def make_inputs(queries=7, in_channels=(64, 128, 256), channels=32) -> HeadInputs:
     """Two pictures of 128 x 192 and 70 x 150, on levels of strides 8 to 64."""
     sizes = [(16, 24), (8, 12), (4, 6), (2, 3)]
     levels = FeatureLevels.from_images(
         sizes, (128, 192), [(128, 192), (70, 150)], torch.device('cpu')
     )
-    return MaskInputs(
+    return HeadInputs(
         hidden=torch.randn(2, queries, channels),
         memory=torch.randn(2, sum(h * w for h, w in sizes), channels),
         levels=levels,

@@ -76,7 +76,7 @@ def test_costs_that_are_not_finite_are_refused(assigner, bad):
 def test_a_batch_is_matched_as_its_pictures_are_alone(assigner):
     costs = [torch.randn(3, 2, 6, 4), torch.randn(1, 2, 20, 4)]
     num_gts = [1, 4]
-    matches = assigner.match_batch(costs, num_gts)
+    matches = assigner.match_batch(costs, [num_gts] * 2)
     assert [len(layers) for layers in matches] == [3, 1]
     for cost, layers in zip(costs, matches):
         for n, b in itertools.product(range(len(cost)), range(2)):
@@ -90,7 +90,7 @@ def test_a_bad_cost_in_a_batch_is_named_by_set_layer_and_picture(assigner, colum
     costs = [torch.zeros(3, 2, 6, 4), torch.zeros(1, 2, 20, 4)]
     costs[1][0, 1, 7, column] = torch.nan
     with pytest.raises(ValueError, match=r'\(prediction set 1, layer 0, picture 1\)'):
-        assigner.match_batch(costs, [4, 2])
+        assigner.match_batch(costs, [[4, 2]] * 2)
 
 
 def test_batched_costs_equal_those_of_mmdet(assigner):

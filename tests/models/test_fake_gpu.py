@@ -43,8 +43,8 @@ def match_at_random(assigner, costs, num_gts):
     assert {cost.device for cost in costs} == {GPU}
     random = np.random.default_rng(0)
     return [
-        [[assigner.match(random.random((cost.shape[2], n))) for n in num_gts] for _ in cost]
-        for cost in costs
+        [[assigner.match(random.random((cost.shape[2], n))) for n in numbers] for _ in cost]
+        for cost, numbers in zip(costs, num_gts)
     ]
 
 

@@ -16,7 +16,8 @@ from transfers import count_transfers
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.evaluation import require_finite
 from ddetr_plugin.models.losses.assigner import NotFiniteError
-from ddetr_plugin.models.losses.criterion import Matches, Targets
+from ddetr_plugin.models.losses.criterion import Matches
+from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.registry import MODELS
 
 HEAD_LOSSES = ('loss_mask', 'loss_dice')
@@ -137,7 +138,7 @@ def test_losses_equal_the_definition_in_float64(kind, gts, monkeypatch):
     losses = model.loss(inputs, samples)
     matches = seen[0][1]
     assert matches.count == sum(gts) == len(matches.picture)
-    head_inputs = model.forward_batch(inputs, samples).mask_inputs
+    head_inputs = model.forward_batch(inputs, samples).head_inputs
     hidden = head_inputs.hidden[matches.picture, matches.query]
     logits = model.mask_head(model.mask_head.prepare(head_inputs), hidden, matches.picture)
     wanted = [masks[b][g] for b, g in zip(matches.picture, matches.gt)]
@@ -220,7 +221,7 @@ def test_masks_train_the_detector_unless_it_is_frozen():
 
 
 def test_freezing_without_a_mask_head_is_refused():
-    with pytest.raises(ValueError, match='freeze_detector trains the mask head alone'):
+    with pytest.raises(ValueError, match='freeze_detector trains the task heads alone.*give `mask_head`'):
         MODELS.build(masks_config(freeze_detector=True) | dict(mask_head=None))
 
 
@@ -235,7 +236,7 @@ def test_a_mask_of_nan_is_told_by_its_score_and_refused():
         forward = model.mask_head.forward
 
         def break_one(features, hidden, picture):
-            wanted = model.forward_batch(inputs, samples).mask_inputs.hidden[-1, query]
+            wanted = model.forward_batch(inputs, samples).head_inputs.hidden[-1, query]
             logits = forward(features, hidden, picture)
             broken = (hidden == wanted).all(1) & (picture == len(samples) - 1)
             return logits.masked_fill(broken[:, None, None], math.nan)
@@ -258,7 +259,7 @@ def test_masks_are_those_of_the_detected_queries_in_pixels_of_the_picture(rescal
         results = model.predict(inputs, samples, rescale=rescale)
     assert max(rows) <= model.mask_head.chunk_size
     assert sum(rows) == sum(len(set(s.pred_instances.queries.tolist())) for s in results)
-    features = model.mask_head.prepare(outputs.mask_inputs)
+    features = model.mask_head.prepare(outputs.head_inputs)
     for b, sample in enumerate(results):
         found = sample.pred_instances
         height, width = sample.img_shape
@@ -268,7 +269,7 @@ def test_masks_are_those_of_the_detected_queries_in_pixels_of_the_picture(rescal
         scores = outputs.logits[-1, b].sigmoid()[found.queries, found.labels]
         torch.testing.assert_close(scores, found.scores)
         with torch.no_grad():
-            hidden = outputs.mask_inputs.hidden[b, found.queries]
+            hidden = outputs.head_inputs.hidden[b, found.queries]
             logits = model.mask_head(features, hidden, torch.full((20,), b)).numpy()
         for one, mask in zip(logits, found.masks.numpy()):
             one = cv2.resize(one, (96, 80), interpolation=cv2.INTER_LINEAR)[:height, :width]

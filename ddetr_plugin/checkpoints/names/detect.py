@@ -44,7 +44,20 @@ def detect_dialect(names: Iterable[str]) -> str | None:
                     'ddetr_plugin.checkpoints.unwrap renames them'
                 )
             return dialect
-    return None
+    return OURS if '' in _without_encoder(names) else None
+
+
+def _without_encoder(names: Iterable[str]) -> list[str]:
+    """The prefixes of models of ours that have no encoder: nobody else has a query head."""
+    decoder = 'decoder.layers.0.norms.0.weight'
+    names = set(names)
+    prefixes = [name.removesuffix(decoder) for name in names if name.endswith(decoder)]
+    return [
+        prefix
+        for prefix in prefixes
+        if any(name.startswith(f'{prefix}query_head.') for name in names)
+        and f'{prefix}{_LEVEL_EMBED[OURS]}' not in names
+    ]
 
 
 def find_models(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -69,6 +82,7 @@ def find_models(names: Iterable[str]) -> list[tuple[str, str]]:
                 seen = sum(any(n.startswith(mark) for n in names) for mark in landmarks)
                 candidates.append((seen, -len(prefix), dialect, prefix))
         found += [max(candidates)] if candidates else []
+    found += [(2, -len(prefix), OURS, prefix) for prefix in _without_encoder(names)]
     # A name of another part may end as a level embedding does.
     most = max((seen for seen, *_ in found), default=0)
     return [(dialect, prefix) for seen, _, dialect, prefix in found if seen == most]
@@ -96,6 +110,12 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
         _count(state, rf'{re.escape(prefix)}{coder}\.layers\.(\d+)\.')
         for coder in ('encoder', 'decoder')
     )
+    inputs = _count(state, r'neck\.convs\.(\d+)\.')
+    if level_embed is None and dialect == OURS and decoder:
+        # Without an encoder, no embedding counts the levels.
+        levels = inputs + _count(state, r'neck\.extra_convs\.(\d+)\.')
+        shared = _shares_branches(state, dialect, decoder)
+        return Layout(0, decoder, levels, inputs, shared, _two_stage(state), refines=not shared)
     if level_embed is None or not decoder:
         raise ValueError(
             f'the checkpoint is not a Deformable DETR as {dialect} writes it: there is no '
@@ -113,11 +133,14 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
         kernels = [state.get(f'{start}input_proj.{i}.0.weight') for i in range(levels)]
         sizes = [k.shape[-1] for k in kernels if k is not None and k.dim() == 4]
         inputs = sizes.count(1) or levels
-    else:
-        inputs = _count(state, r'neck\.convs\.(\d+)\.') or levels
-    two_stage = any('pos_trans' in name for name in state)
     shared = _shares_branches(state, dialect, decoder)
-    return Layout(encoder, decoder, levels, inputs, shared, two_stage, refines=not shared)
+    return Layout(
+        encoder, decoder, levels, inputs or levels, shared, _two_stage(state), refines=not shared
+    )
+
+
+def _two_stage(state: Mapping[str, Tensor]) -> bool:
+    return any('pos_trans' in name for name in state)
 
 
 def _shares_branches(state: Mapping[str, Tensor], dialect: str, layers: int) -> bool:

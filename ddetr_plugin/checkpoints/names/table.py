@@ -11,6 +11,7 @@ from ddetr_plugin.checkpoints.same_bits import by_new_name
 
 __all__ = [
     'DIALECTS',
+    'PARTS',
     'Layout',
     'Names',
     'has_transformers_resnet',
@@ -22,6 +23,10 @@ __all__ = [
 
 # The columns of the tables, after our own name.
 DIALECTS = ('official', 'mmdet', 'hf', 'detrex')
+
+# The parts of our detector that files of other implementations have weights for. All others, such
+# as `mask_head`, are heads for further tasks.
+PARTS = ('backbone', 'neck', 'encoder', 'query_head', 'decoder', 'bbox_head')
 
 # The row that tells the dialects apart: each has a name of its own for it.
 LEVEL_EMBED = (

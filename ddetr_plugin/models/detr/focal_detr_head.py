@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ddetr_plugin.models.boxes import at_least_float32, box_logits
 from ddetr_plugin.models.heads.bbox_head import best_detections, build_box_branch, prior_bias
-from ddetr_plugin.models.losses.criterion import SetCriterion, Targets
+from ddetr_plugin.models.losses.criterion import SetCriterion
+from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['FocalDETRHead']

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.freezing import FreezableDetector
-from ddetr_plugin.models.heads.mask_head import MaskInputs
+from ddetr_plugin.models.heads.task_head import HeadInputs
 from ddetr_plugin.models.losses.criterion import Matches
 from ddetr_plugin.registry import MODELS
 
@@ -118,6 +118,7 @@ class MaskDETR(FreezableDetector, DETR):
                 f'loss_cls.use_sigmoid=False; got {type(self.bbox_head).__name__}'
             )
         self.mask_head = MODELS.build(mask_head)
+        self.task_heads = ('mask_head',)
         if freeze_detector:
             self.freeze()
         self.freeze_stages()
@@ -139,25 +140,25 @@ class MaskDETR(FreezableDetector, DETR):
             batch_data_samples: B samples with `img_shape` and `gt_instances`: `bboxes` (n, 4) as
                 (x1, y1, x2, y2) in pixels, `labels` (n,) and `masks`.
         """
-        hidden, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
+        hidden, head_inputs = self.forward_batch(batch_inputs, batch_data_samples)
         losses = self.bbox_head.loss(hidden, batch_data_samples)
         matches = self.bbox_head.matches(hidden, batch_data_samples)
         gt_instances = [sample.gt_instances for sample in batch_data_samples]
-        return {**losses, **self.mask_head.loss(mask_inputs, matches, gt_instances)}
+        return {**losses, **self.mask_head.loss(head_inputs, matches, gt_instances)}
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
         """The samples with `pred_instances`, which have `masks` (n, h, w) bool."""
-        hidden, mask_inputs = self.forward_batch(batch_inputs, batch_data_samples)
+        hidden, head_inputs = self.forward_batch(batch_inputs, batch_data_samples)
         results = self.bbox_head.predict(hidden, batch_data_samples, rescale)
         samples = self.add_pred_to_datasample(batch_data_samples, results)
-        self.mask_head.predict(mask_inputs, samples, rescale)
+        self.mask_head.predict(head_inputs, samples, rescale)
         return samples
 
     def forward_batch(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
-    ) -> tuple[Tensor, MaskInputs]:
+    ) -> tuple[Tensor, HeadInputs]:
         """Hidden states (N, B, Q, C) of the decoder layers, and what the mask head reads."""
         backbone_maps, maps = self.extract_maps(batch_inputs)
         # mmdet's `forward_transformer`, which keeps the memory to itself.
@@ -172,4 +173,4 @@ class MaskDETR(FreezableDetector, DETR):
             [sample.img_shape[:2] for sample in batch_data_samples],
             batch_inputs.device,
         )
-        return hidden, MaskInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)
+        return hidden, HeadInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)

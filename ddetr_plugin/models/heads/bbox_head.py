@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -13,7 +14,30 @@ from ddetr_plugin.models.boxes import at_least_float32, inverse_sigmoid, regress
 from ddetr_plugin.models.layers.token_linear import TokenLinear
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['DeformableDETRHead', 'best_detections', 'build_box_branch', 'prior_bias']
+__all__ = [
+    'BestPairs',
+    'DeformableDETRHead',
+    'best_detections',
+    'best_pairs',
+    'build_box_branch',
+    'prior_bias',
+]
+
+
+class BestPairs(NamedTuple):
+    """The n best pairs of query and class of B images, best first.
+
+    Attributes:
+        scores: (B, n).
+        labels: (B, n) int64, 0..K-1.
+        boxes: (B, n, 4), (x1, y1, x2, y2) normalised by the unpadded image, not clipped.
+        queries: (B, n) int64, 0..Q-1.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    queries: Tensor
 
 
 def build_box_branch(embed_dims: int) -> nn.Sequential:
@@ -132,6 +156,22 @@ class DeformableDETRHead(BaseModule):
         return best_detections(logits, boxes, img_metas, self.max_per_img, rescale)
 
 
+def best_pairs(logits: Tensor, boxes: Tensor, max_per_img: int) -> BestPairs:
+    """The best pairs of query and class of each image.
+
+    Args:
+        logits: (B, Q, K) of the last layer.
+        boxes: (B, Q, 4), (cx, cy, w, h) normalised by the unpadded image.
+        max_per_img: pairs kept per image; n = min(max_per_img, Q * K).
+    """
+    num_classes = logits.shape[-1]
+    count = min(max_per_img, logits.shape[1] * num_classes)
+    scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
+    query = index // num_classes
+    boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+    return BestPairs(scores, index % num_classes, boxes, query)
+
+
 def best_detections(
     logits: Tensor,
     boxes: Tensor,
@@ -154,12 +194,7 @@ def best_detections(
         clipped to the picture, as in the official release; `scores` (n,), falling; `labels`
         (n,) int64; `queries` (n,) int64, 0..Q-1; n = min(max_per_img, Q * K).
     """
-    num_classes = logits.shape[-1]
-    count = min(max_per_img, logits[0].numel())
-    scores, index = logits.sigmoid().flatten(1).topk(count, dim=1)
-    labels = index % num_classes
-    query = index // num_classes
-    boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+    scores, labels, boxes, query = best_pairs(logits, boxes, max_per_img)
     results = []
     for i, meta in enumerate(img_metas):
         height, width = meta['img_shape'][:2]

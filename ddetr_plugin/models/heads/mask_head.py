@@ -13,31 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.boxes import at_least_float32
-from ddetr_plugin.models.feature_levels import FeatureLevels, Size
+from ddetr_plugin.models.feature_levels import Size
+from ddetr_plugin.models.heads.task_head import HeadInputs
 from ddetr_plugin.models.losses.criterion import Matches
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['MaskHead', 'MaskInputs']
-
-
-class MaskInputs(NamedTuple):
-    """What a mask head reads of a batch.
-
-    Attributes:
-        hidden: (B, Q, C) of the last decoder layer.
-        memory: (B, S, C) of the encoder.
-        levels: describes the memory.
-        neck_maps: L maps (B, C, H_l, W_l), finest first: what the encoder was given.
-        backbone_maps: maps (B, C_i, H_i, W_i) of the backbone, finest first.
-        batch_shape: (H, W) of the padded batch, in pixels.
-    """
-
-    hidden: Tensor
-    memory: Tensor
-    levels: FeatureLevels
-    neck_maps: Sequence[Tensor]
-    backbone_maps: Sequence[Tensor]
-    batch_shape: Size
+__all__ = ['MaskHead']
 
 
 class PictureFeatures(NamedTuple):
@@ -143,7 +124,7 @@ class MaskHead(BaseModule):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(conv.bias)
 
-    def prepare(self, inputs: MaskInputs) -> PictureFeatures:
+    def prepare(self, inputs: HeadInputs) -> PictureFeatures:
         """What is the same for all queries of a picture.
 
         Raises:
@@ -158,9 +139,7 @@ class MaskHead(BaseModule):
                 "mask_head.level, mask_head.in_channels and the backbone's out_indices so that "
                 'they fit'
             )
-        start = sum(h * w for h, w in sizes[: self.level])
-        rows, cols = sizes[self.level]
-        tokens = inputs.memory[:, start : start + rows * cols]
+        tokens = inputs.memory[:, inputs.levels.tokens_of(self.level)]
         keys = self.key_proj(tokens).transpose(1, 2).unflatten(1, (self.num_heads, -1))
         padding = inputs.levels.level_masks()[self.level]
         conv, channels = self.convs[0], inputs.neck_maps[self.level].shape[1]
@@ -197,7 +176,7 @@ class MaskHead(BaseModule):
         return at_least_float32(self.predictor(x)[:, 0])
 
     def loss(
-        self, inputs: MaskInputs, matches: Matches, gt_instances: Sequence[InstanceData]
+        self, inputs: HeadInputs, matches: Matches, gt_instances: Sequence[InstanceData]
     ) -> dict[str, Tensor]:
         """`loss_mask` and `loss_dice` of the matched queries, divided by the number of boxes.
 
@@ -230,7 +209,7 @@ class MaskHead(BaseModule):
 
     @torch.no_grad()
     def predict(
-        self, inputs: MaskInputs, samples: Sequence[DetDataSample], rescale: bool = True
+        self, inputs: HeadInputs, samples: Sequence[DetDataSample], rescale: bool = True
     ) -> None:
         """Adds `masks` (n, h, w) bool and `mask_scores` (n,) to the `pred_instances` of B samples.
 
@@ -243,7 +222,16 @@ class MaskHead(BaseModule):
                 `queries` (n,) int64; see `DeformableDETRHead.predict`.
             rescale: masks of the original picture's size instead of the network's input.
         """
-        features = self.prepare(inputs)
+        self.predict_masks(self.prepare(inputs), inputs, samples, rescale)
+
+    def predict_masks(
+        self,
+        features: PictureFeatures,
+        inputs: HeadInputs,
+        samples: Sequence[DetDataSample],
+        rescale: bool,
+    ) -> None:
+        """`predict`, of features that are prepared."""
         for i, sample in enumerate(samples):
             # A query may be detected as several classes.
             queries, place = sample.pred_instances.queries.unique(return_inverse=True)
@@ -260,7 +248,7 @@ class MaskHead(BaseModule):
     def full_size_logits(
         self,
         features: PictureFeatures,
-        inputs: MaskInputs,
+        inputs: HeadInputs,
         index: int,
         queries: Tensor,
         meta: dict,

@@ -7,7 +7,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import PixelData
 from torch import Tensor
 
-from ddetr_plugin.models.heads.mask_head import MaskHead, MaskInputs
+from ddetr_plugin.models.heads.mask_head import MaskHead
+from ddetr_plugin.models.heads.task_head import HeadInputs
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['PanopticMaskHead', 'merge_segments', 'panoptic_map']
@@ -65,15 +66,15 @@ class PanopticMaskHead(MaskHead):
 
     @torch.no_grad()
     def predict(
-        self, inputs: MaskInputs, samples: Sequence[DetDataSample], rescale: bool = True
+        self, inputs: HeadInputs, samples: Sequence[DetDataSample], rescale: bool = True
     ) -> None:
         """As `MaskHead.predict`; also adds `pred_panoptic_seg`, with `sem_seg` (1, h, w) int64.
 
         A pixel is the class of its segment, for things + 1000 * (1, 2, ...), or `num_classes`;
         what CocoPanopticMetric reads. Only a query's best class counts.
         """
-        super().predict(inputs, samples, rescale)
         features = self.prepare(inputs)
+        self.predict_masks(features, inputs, samples, rescale)
         for i, sample in enumerate(samples):
             found = sample.pred_instances
             queries, labels = best_of_queries(

@@ -1,6 +1,7 @@
 """Where the decoder's queries and references come from: learned, or the encoder's proposals."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,31 @@ from ddetr_plugin.models.boxes import at_least_float32, regress_boxes, sine_embe
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.heads.bbox_head import build_box_branch, prior_bias
 from ddetr_plugin.models.layers.token_linear import TokenLinear
+from ddetr_plugin.models.losses.targets import Match, Targets
 from ddetr_plugin.registry import MODELS
 
-__all__ = ['ContentTwoStageHead', 'InitialQueries', 'LearnedQueryHead', 'TwoStageHead']
+__all__ = [
+    'ContentTwoStageHead',
+    'InitialQueries',
+    'KnownQueries',
+    'LearnedQueryHead',
+    'TwoStageHead',
+]
+
+
+class KnownQueries(NamedTuple):
+    """Queries made of ground truths, as in denoising: the first of all, for a training alone.
+
+    Attributes:
+        name: what the names of their losses start with, such as 'dn_'.
+        count: how many of the Q queries of each picture they are.
+        matches: of each picture, (queries (n,) 0..count-1, ground truths (n,)) int64 on the host.
+            The others of the first `count` are trained towards no class.
+    """
+
+    name: str
+    count: int
+    matches: Sequence[Match]
 
 
 class InitialQueries(NamedTuple):
@@ -21,18 +44,23 @@ class InitialQueries(NamedTuple):
 
     Attributes:
         query: (B, Q, C), content.
-        query_pos: (B, Q, C), position.
+        query_pos: (B, Q, C), position; None where the decoder makes it of the references.
         reference: (B, Q, 2) as (x, y) or (B, Q, 4) as (cx, cy, w, h), normalised by the
             unpadded picture, float32 or better.
         proposal_logits: (B, S, K) of all region proposals, or None.
         proposal_boxes: (B, S, 4), (cx, cy, w, h) normalised by the unpadded picture, or None.
+        self_attn_mask: (Q, Q) bool, True where a query (row) must not see another (column), which
+            it must not do to all; None if every query sees every other.
+        known: which queries have ground truths of their own, or None.
     """
 
     query: Tensor
-    query_pos: Tensor
+    query_pos: Tensor | None
     reference: Tensor
     proposal_logits: Tensor | None = None
     proposal_boxes: Tensor | None = None
+    self_attn_mask: Tensor | None = None
+    known: KnownQueries | None = None
 
 
 @MODELS.register_module()
@@ -65,8 +93,13 @@ class LearnedQueryHead(BaseModule):
         nn.init.xavier_uniform_(self.reference_points_fc.weight)
         nn.init.zeros_(self.reference_points_fc.bias)
 
-    def forward(self, memory: Tensor, levels: FeatureLevels) -> InitialQueries:
-        """Repeats the learned queries for each of the B pictures of `memory` (B, S, C)."""
+    def forward(
+        self, memory: Tensor, levels: FeatureLevels, targets: Targets | None = None
+    ) -> InitialQueries:
+        """Repeats the learned queries for each of the B pictures of `memory` (B, S, C).
+
+        `targets`, the ground truths in training, are for heads that make queries of them.
+        """
         pos, query = self.query_embedding.weight.chunk(2, dim=1)
         # Outside autocast: 16 bits are pixels.
         with torch.autocast(pos.device.type, enabled=False):
@@ -141,8 +174,13 @@ class TwoStageHead(BaseModule):
         nn.init.zeros_(self.reg_branch[-1].weight)
         nn.init.zeros_(self.reg_branch[-1].bias)
 
-    def forward(self, memory: Tensor, levels: FeatureLevels) -> InitialQueries:
-        """Proposes boxes on every token of `memory` (B, S, C) and selects the best as queries."""
+    def forward(
+        self, memory: Tensor, levels: FeatureLevels, targets: Targets | None = None
+    ) -> InitialQueries:
+        """Proposes boxes on every token of `memory` (B, S, C) and selects the best as queries.
+
+        `targets`, the ground truths in training, are for heads that make queries of them.
+        """
         anchors = self._anchors(levels)  # (B, S, 4)
         # False for every token in the padding: its centre lies beyond 1.
         valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)

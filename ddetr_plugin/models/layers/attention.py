@@ -107,15 +107,7 @@ class MSDeformAttn(BaseModule):
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, D)
-
-        heads = (self.num_heads, self.num_levels, self.num_points)
-        # Outside autocast: an offset in 16 bits misses its cell on large maps.
-        with torch.autocast(query.device.type, enabled=False):
-            query = query.to(self.sampling_offsets.weight.dtype)
-            offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
-            logits = self.attention_weights(query).unflatten(-1, heads)
-        offsets, logits = at_least_float32(offsets), at_least_float32(logits)
-
+        offsets, logits = self.points_and_logits(query)
         sampled = ms_deform_attn_fused(
             value,
             # Python ints: the fallback in PyTorch would read the tensor back from the device.
@@ -126,6 +118,28 @@ class MSDeformAttn(BaseModule):
             logits,  # (B, Q, M, L, P)
         )
         return self.output_proj(sampled)
+
+    def points_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each query looks, and how much it wants to: what `forward` gives to the operator.
+
+        `ddetr_plugin.ops.sampling_locations` makes locations of the offsets; the softmax of the
+        logits over L * P points of a head are the attention weights.
+
+        Args:
+            query: (B, Q, C), position already added.
+
+        Returns:
+            Offsets (B, Q, M, L, P, 2) as (x, y), in cells around references (x, y), in P-ths of
+            half the size around references (cx, cy, w, h); logits (B, Q, M, L, P). Float32 or
+            better.
+        """
+        heads = (self.num_heads, self.num_levels, self.num_points)
+        # Outside autocast: an offset in 16 bits misses its cell on large maps.
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(self.sampling_offsets.weight.dtype)
+            offsets = self.sampling_offsets(query).unflatten(-1, (*heads, 2))
+            logits = self.attention_weights(query).unflatten(-1, heads)
+        return at_least_float32(offsets), at_least_float32(logits)
 
     def _check(
         self, query: Tensor, memory: Tensor, reference_points: Tensor, levels: FeatureLevels
@@ -185,12 +199,14 @@ class MultiheadSelfAttention(BaseModule):
         # would project queries and keys apart, although here they are one tensor.
         self.attn = nn.MultiheadAttention(embed_dims, num_heads, batch_first=True)
 
-    def forward(self, query: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attends from every query to every query.
 
         Args:
             query: (B, Q, C), position already added; also the keys.
             value: (B, Q, C).
+            mask: (Q, Q) bool, True where a query (row) must not see another (column), as in
+                torch's own module; of every row some must be False.
 
         Returns:
             (B, Q, C), without residual.
@@ -207,10 +223,16 @@ class MultiheadSelfAttention(BaseModule):
             # under autocast: rounded to 16 bits, a score of 8 is off by up to 1/32.
             with torch.autocast('cpu', enabled=False):
                 q, k = at_least_float32(q), at_least_float32(k)
-                weights = (q @ (k / math.sqrt(q.shape[-1])).transpose(-1, -2)).softmax(-1)
+                scores = q @ (k / math.sqrt(q.shape[-1])).transpose(-1, -2)
+                if mask is not None:
+                    scores = scores.masked_fill(mask, -math.inf)
+                weights = scores.softmax(-1)
             attended = dropout(weights.to(v.dtype), dropout_p) @ v
         else:
-            attended = nnf.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+            visible = None if mask is None else ~mask
+            attended = nnf.scaled_dot_product_attention(
+                q, k, v, attn_mask=visible, dropout_p=dropout_p
+            )
         return self.attn.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:

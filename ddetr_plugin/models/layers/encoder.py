@@ -1,14 +1,12 @@
 """The deformable transformer encoder (paper 4.1, "Deformable Transformer Encoder")."""
 
 import torch
-from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.feature_levels import FeatureLevels
-from ddetr_plugin.models.layers.size_cache import KeptTensors
-from ddetr_plugin.ops import dropout_add
+from ddetr_plugin.models.layers.size_cache import SizeCache
+from ddetr_plugin.models.layers.transformer_layer import TransformerLayer, build_norms
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['DeformableTransformerEncoder', 'DeformableTransformerEncoderLayer']
@@ -17,15 +15,8 @@ __all__ = ['DeformableTransformerEncoder', 'DeformableTransformerEncoderLayer']
 KEPT_SHAPES = 4
 
 
-def xavier_uniform_matrices(module: nn.Module) -> None:
-    """Draws every parameter of two or more dimensions from Xavier's uniform distribution."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-
-
 @MODELS.register_module()
-class DeformableTransformerEncoderLayer(BaseModule):
+class DeformableTransformerEncoderLayer(TransformerLayer):
     """Self-attention over the tokens of all levels, then a feed-forward network, each with
     dropout, residual and norm.
 
@@ -36,8 +27,7 @@ class DeformableTransformerEncoderLayer(BaseModule):
             `FeedForward`.
         norm: config of the norm, such as `dict(type='LN')`.
         dropout: after the attention; the feed-forward network has its own.
-        with_cp: keep only the layer's inputs for the backward pass and compute the rest again
-            (activation checkpointing, arXiv:1604.06174): less memory for a third more time.
+        with_cp: activation checkpointing; see `TransformerLayer`.
         init_cfg: mmengine initialisation.
     """
 
@@ -51,18 +41,10 @@ class DeformableTransformerEncoderLayer(BaseModule):
         with_cp: bool = False,
         init_cfg=None,
     ):
-        super().__init__(init_cfg)
-        self.with_cp = with_cp
+        super().__init__(dropout, with_cp, init_cfg)
         self.self_attn = MODELS.build(self_attn)
         self.ffn = MODELS.build(ffn)
-        self.norms = ModuleList(build_norm_layer(norm, embed_dims)[1] for _ in range(2))
-        self.dropout = dropout
-
-    def init_weights(self) -> None:
-        """All matrices Xavier uniform, then what the parts define for themselves."""
-        if not self.is_init:  # else the parts would not be asked again
-            xavier_uniform_matrices(self)
-        super().init_weights()
+        self.norms = build_norms(norm, embed_dims, 2)
 
     def forward(
         self, tokens: Tensor, pos: Tensor, reference_points: Tensor, levels: FeatureLevels
@@ -78,17 +60,13 @@ class DeformableTransformerEncoderLayer(BaseModule):
         Returns:
             (B, S, C).
         """
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(
-                self._forward, tokens, pos, reference_points, levels, use_reentrant=False
-            )
-        return self._forward(tokens, pos, reference_points, levels)
+        return self.run(self._forward, tokens, pos, reference_points, levels)
 
     def _forward(
         self, tokens: Tensor, pos: Tensor, reference_points: Tensor, levels: FeatureLevels
     ) -> Tensor:
         attention = self.self_attn(tokens + pos, tokens, reference_points, levels)
-        tokens = self.norms[0](dropout_add(attention, tokens, self.dropout, self.training))
+        tokens = self.add_and_norm(0, attention, tokens)
         return self.norms[1](tokens + self.ffn(tokens))
 
 
@@ -111,7 +89,7 @@ class DeformableTransformerEncoder(BaseModule):
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dims))
         nn.init.normal_(self.level_embed)
         self.layers = ModuleList(MODELS.build(layer) for _ in range(num_layers))
-        self._kept_points = KeptTensors(KEPT_SHAPES)
+        self._kept_points = SizeCache(KEPT_SHAPES)
 
     def init_weights(self) -> None:
         """Level embedding from N(0, 1), layers by themselves."""

@@ -5,7 +5,7 @@ import math
 from mmdet.models.layers import SinePositionalEncoding as MMDetSinePositionalEncoding
 from torch import Tensor
 
-from ddetr_plugin.models.layers.size_cache import KeptTensors
+from ddetr_plugin.models.layers.size_cache import SizeCache
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['SinePositionalEncoding']
@@ -32,7 +32,7 @@ class SinePositionalEncoding(MMDetSinePositionalEncoding):
         init_cfg=None,
     ):
         super().__init__(num_feats, temperature, normalize, scale, eps, offset, init_cfg)
-        self._kept = KeptTensors(KEPT_SIZES)
+        self._kept = SizeCache(KEPT_SIZES)
 
     def forward(self, mask: Tensor | None, input: Tensor) -> Tensor:
         """Encodes the cells of one map.

@@ -5,10 +5,10 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-__all__ = ['KeptTensors']
+__all__ = ['SizeCache']
 
 
-class KeptTensors:
+class SizeCache:
     """The last few results of a computation, by what they depend on.
 
     Args:

@@ -13,11 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ddetr_plugin.models.boxes import at_least_float32
+from ddetr_plugin.models.losses.targets import Match
 from ddetr_plugin.registry import TASK_UTILS
 
 __all__ = ['HungarianAssigner', 'NotFiniteError']
-
-Match = tuple[np.ndarray, np.ndarray]
 
 
 class NotFiniteError(ValueError):
@@ -109,13 +108,13 @@ class HungarianAssigner(BaseAssigner):
             )
 
     def match_batch(
-        self, costs: Sequence[Tensor], num_gts: Sequence[int]
+        self, costs: Sequence[Tensor], num_gts: Sequence[Sequence[int]]
     ) -> list[list[list[Match]]]:
         """Matches all prediction sets and pictures of a step with one transfer to the host.
 
         Args:
-            costs: tensors (N_i, B, Q_i, G), all on one device, G = max(num_gts).
-            num_gts: B numbers of ground truths; columns beyond are padding.
+            costs: tensors (N_i, B, Q_i, G_i), all on one device.
+            num_gts: for each of them B numbers of ground truths; columns beyond are padding.
 
         Returns:
             result[i][n][b]: see `match`.
@@ -126,13 +125,13 @@ class HungarianAssigner(BaseAssigner):
         """
         host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         results, start = [], 0
-        for i, cost in enumerate(costs):
+        for i, (cost, numbers) in enumerate(zip(costs, num_gts, strict=True)):
             block = host[start : start + cost.numel()].reshape(cost.shape)
             start += cost.numel()
             layers = []
             for n, layer in enumerate(block):
                 pictures = []
-                for b, (table, num) in enumerate(zip(layer, num_gts)):
+                for b, (table, num) in enumerate(zip(layer, numbers)):
                     try:
                         # In a picture without ground truth the padding alone shows what is wrong.
                         self._check_finite(table)

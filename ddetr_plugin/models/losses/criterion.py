@@ -5,62 +5,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmdet.structures import SampleList
-from mmdet.structures.bbox import (
-    bbox_cxcywh_to_xyxy,
-    bbox_overlaps,
-    bbox_xyxy_to_cxcywh,
-    get_box_tensor,
-)
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from ddetr_plugin.models.losses.assigner import Match, NotFiniteError
+from ddetr_plugin.models.losses.assigner import NotFiniteError
+from ddetr_plugin.models.losses.targets import Match, Targets
 from ddetr_plugin.registry import MODELS, TASK_UTILS
 
-__all__ = ['IoUAwareSetCriterion', 'Matches', 'SetCriterion', 'Targets']
-
-
-class Targets(NamedTuple):
-    """Ground truths of a batch, padded to G = the largest number of one picture (at least 1).
-
-    Attributes:
-        labels: (B, G) int64; 0 in the padding.
-        boxes: (B, G, 4), (cx, cy, w, h) normalised by the unpadded picture; 0.5 in the padding.
-        counts: B ints.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    counts: Sequence[int]
-
-    @classmethod
-    def pad(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> 'Targets':
-        """Pads B tensors (n_b,) and (n_b, 4)."""
-        pad = nn.utils.rnn.pad_sequence
-        padded_labels = pad(list(labels), batch_first=True)
-        padded_boxes = pad(list(boxes), batch_first=True, padding_value=0.5)
-        if padded_labels.shape[1] == 0:
-            padded_labels = padded_labels.new_zeros(len(labels), 1)
-            padded_boxes = padded_boxes.new_full((len(labels), 1, 4), 0.5)
-        return cls(padded_labels, padded_boxes, [len(x) for x in labels])
-
-    @classmethod
-    def from_samples(cls, batch_data_samples: SampleList) -> 'Targets':
-        """The ground truths of B samples with `img_shape` (h, w) and `gt_instances`.
-
-        `bboxes` (n, 4) are (x1, y1, x2, y2) in pixels of the network's input, `labels` (n,).
-        """
-        labels: list[Tensor] = []
-        boxes: list[Tensor] = []
-        for sample in batch_data_samples:
-            height, width = sample.img_shape[:2]
-            pixels = get_box_tensor(sample.gt_instances.bboxes)
-            # Not a tensor of the size: its copy to a GPU would make the host wait.
-            x, y = pixels[:, 0::2] / width, pixels[:, 1::2] / height
-            boxes.append(bbox_xyxy_to_cxcywh(torch.stack((x, y), dim=-1).flatten(1)))
-            labels.append(sample.gt_instances.labels)
-        return cls.pad(labels, boxes)
+__all__ = [
+    'IoUAwareSetCriterion',
+    'KnownPredictions',
+    'LayerMatches',
+    'Matches',
+    'PredictionSet',
+    'SetCriterion',
+]
 
 
 class Matches(NamedTuple):
@@ -80,6 +40,23 @@ class Matches(NamedTuple):
     count: Tensor
 
 
+class KnownPredictions(NamedTuple):
+    """Predictions of queries whose ground truths are known before they are made, as in denoising.
+
+    Attributes:
+        name: what the names of their losses start with, after the layer's, such as 'dn_'.
+        logits: (N, B, Q, K) of the decoder layers.
+        boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
+        matches: of each picture, (queries (n,) 0..Q-1, ground truths (n,)) int64; a query may have
+            no ground truth, and is then trained towards no class.
+    """
+
+    name: str
+    logits: Tensor
+    boxes: Tensor
+    matches: Sequence[Match]
+
+
 class PredictionSet(NamedTuple):
     """Layers whose predictions are scored alike.
 
@@ -88,12 +65,43 @@ class PredictionSet(NamedTuple):
         logits: (N, B, Q, K).
         boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture.
         targets: what they are matched with.
+        matches: of each picture, (queries (n,), ground truths (n,)) int64, the same in all layers;
+            None for predictions that the assigner is to match.
     """
 
     prefixes: tuple[str, ...]
     logits: Tensor
     boxes: Tensor
     targets: Targets
+    matches: Sequence[Match] | None = None
+
+
+class LayerMatches(NamedTuple):
+    """The n matches of all N layers of a `PredictionSet`, layer by layer.
+
+    Attributes:
+        index: (4, n) int64: layer, picture, query and ground truth of every match.
+        counts: N ints, matches of each layer; their sum is n.
+    """
+
+    index: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Sequence[Match]], device: torch.device) -> 'LayerMatches':
+        """Of the matches of every picture of every layer, as the assigner has them on the host."""
+        columns = [
+            np.stack([np.full_like(query, layer), np.full_like(query, picture), query, gt])
+            for layer, pictures in enumerate(layers)
+            for picture, (query, gt) in enumerate(pictures)
+        ]
+        index = torch.from_numpy(np.concatenate(columns, axis=1))
+        counts = tuple(sum(len(query) for query, _ in pictures) for pictures in layers)
+        return cls(index.to(device, non_blocking=True), counts)
+
+    def of_last_layer(self) -> Tensor:
+        """(3, m) int64: picture, query and ground truth."""
+        return self.index[1:, self.index.shape[1] - self.counts[-1] :]
 
 
 @MODELS.register_module()
@@ -126,6 +134,7 @@ class SetCriterion(nn.Module):
         targets: Targets,
         proposal_logits: Tensor | None = None,
         proposal_boxes: Tensor | None = None,
+        known: KnownPredictions | None = None,
     ) -> dict[str, Tensor]:
         """All losses of a step.
 
@@ -136,17 +145,21 @@ class SetCriterion(nn.Module):
             proposal_logits: (B, S, K), or None. To proposals each ground truth is of class 0, an
                 object.
             proposal_boxes: (B, S, 4), or None.
+            known: predictions whose ground truths need no matching, or None.
 
         Returns:
             `loss_cls`, `loss_bbox`, `loss_iou` of the last layer, `d{i}.loss_*` of the i-th
-            before it, `enc_loss_*` of the proposals. Scalars, normalised by the
-            number of ground truths: its mean over all processes, at least 1.
+            before it, `enc_loss_*` of the proposals, and `{name}loss_*`, `d{i}.{name}loss_*` of
+            `known`. Scalars, normalised by the number of ground truths: its mean over all
+            processes, at least 1.
 
         Raises:
             NotFiniteError: a prediction or a ground truth is NaN or infinite where matching needs
                 it; the message names the first such tensor.
         """
-        return self.losses_and_matches(logits, boxes, targets, proposal_logits, proposal_boxes)[0]
+        return self.losses_and_matches(
+            logits, boxes, targets, proposal_logits, proposal_boxes, known
+        )[0]
 
     def losses_and_matches(
         self,
@@ -155,38 +168,66 @@ class SetCriterion(nn.Module):
         targets: Targets,
         proposal_logits: Tensor | None = None,
         proposal_boxes: Tensor | None = None,
+        known: KnownPredictions | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
         """What `forward` returns, and the matches of the last layer."""
-        prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
-        sets = [PredictionSet(prefixes, logits, boxes, targets)]
-        if proposal_logits is not None:
-            wanted = targets._replace(labels=torch.zeros_like(targets.labels))
-            sets.append(
-                PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], wanted)
-            )
-
+        sets = self.prediction_sets(logits, boxes, targets, proposal_logits, proposal_boxes, known)
         with torch.autocast(logits.device.type, enabled=False):
-            costs = [
-                self.assigner.cost(s.logits, s.boxes, s.targets.labels, s.targets.boxes)
-                for s in sets
-            ]
-            try:
-                matches = self.assigner.match_batch(costs, targets.counts)
-            except NotFiniteError as error:
-                raise NotFiniteError(f'{error}; {_first_bad(sets)}') from None
+            matches = self._match(sets)
             # Filled by the device: a copy of a number would wait for it.
             count = torch.full((), float(sum(targets.counts)), device=logits.device)
             all_reduce(count, op='mean')
             count = count.clamp(min=1)
-            indices = [_flat_indices(x).to(logits.device, non_blocking=True) for x in matches]
             losses = {}
-            for s, index in zip(sets, indices):
-                for prefix, row in zip(s.prefixes, self._set_losses(s, index, count)):
+            for s, matched in zip(sets, matches):
+                for prefix, row in zip(s.prefixes, self._set_losses(s, matched, count)):
                     for name, loss in zip(('loss_cls', 'loss_bbox', 'loss_iou'), row):
                         losses[prefix + name] = loss
-        # Every layer has the same number of matches, and the last layer comes last.
-        first = indices[0].shape[1] // len(logits) * (len(logits) - 1)
-        return losses, Matches(*indices[0][1:, first:], count)
+        return losses, Matches(*matches[0].of_last_layer(), count)
+
+    def prediction_sets(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Targets,
+        proposal_logits: Tensor | None,
+        proposal_boxes: Tensor | None,
+        known: KnownPredictions | None,
+    ) -> list[PredictionSet]:
+        """What is scored, the decoder's layers first: for criteria of other papers to extend.
+
+        Arguments are those of `losses_and_matches`. A ground truth may occur several times in the
+        `targets` of a set.
+        """
+        prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
+        sets = [PredictionSet(prefixes, logits, boxes, targets)]
+        if proposal_logits is not None:
+            objects = targets._replace(labels=torch.zeros_like(targets.labels))
+            sets.append(
+                PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], objects)
+            )
+        if known is not None:
+            names = tuple(prefix + known.name for prefix in prefixes)
+            sets.append(PredictionSet(names, known.logits, known.boxes, targets, known.matches))
+        return sets
+
+    def _match(self, sets: Sequence[PredictionSet]) -> list[LayerMatches]:
+        """The matches of each set; those that are not known are found with one transfer."""
+        unknown = [s for s in sets if s.matches is None]
+        costs = [
+            self.assigner.cost(s.logits, s.boxes, s.targets.labels, s.targets.boxes)
+            for s in unknown
+        ]
+        try:
+            found = iter(self.assigner.match_batch(costs, [s.targets.counts for s in unknown]))
+        except NotFiniteError as error:
+            raise NotFiniteError(f'{error}; {_first_bad(sets)}') from None
+        return [
+            LayerMatches.from_layers(
+                next(found) if s.matches is None else [s.matches] * len(s.logits), s.logits.device
+            )
+            for s in sets
+        ]
 
     def class_target(self, matched: Tensor, wanted: Tensor) -> Tensor:
         """What the score of each match is to become.
@@ -201,12 +242,11 @@ class SetCriterion(nn.Module):
         return matched.new_ones(len(matched))
 
     def _set_losses(
-        self, predictions: PredictionSet, index: Tensor, count: Tensor
+        self, predictions: PredictionSet, matches: LayerMatches, count: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Classification, L1 and IoU loss of each layer; `index` as `_flat_indices` makes it."""
-        _, logits, boxes, targets = predictions
-        num_layers = len(logits)
-        layer, picture, query, gt = index
+        """Classification, L1 and IoU loss of each layer."""
+        logits, boxes, targets = predictions.logits, predictions.boxes, predictions.targets
+        layer, picture, query, gt = matches.index
 
         matched, wanted = boxes[layer, picture, query], targets.boxes[picture, gt]
         class_targets = torch.zeros_like(logits)
@@ -223,10 +263,14 @@ class SetCriterion(nn.Module):
             )
         else:
             # Zero, but still a function of the boxes: distributed training wants every gradient.
-            loss_bbox = loss_iou = boxes.flatten(1) * 0
-        # Every layer has the same number of matches, in order: a layer is a row.
-        losses = (loss.reshape(num_layers, -1) for loss in (loss_cls, loss_bbox, loss_iou))
-        return list(zip(*((loss.sum(1) / count).unbind() for loss in losses)))
+            loss_bbox = loss_iou = (boxes * 0).flatten(0, -2)
+        counts = matches.counts if len(matched) else [boxes[0, ..., 0].numel()] * len(boxes)
+        sums = (
+            loss_cls.reshape(len(logits), -1).sum(1),
+            _sums_by_layer(loss_bbox, counts),
+            _sums_by_layer(loss_iou, counts),
+        )
+        return list(zip(*((total / count).unbind() for total in sums)))
 
 
 @MODELS.register_module()
@@ -245,14 +289,9 @@ class IoUAwareSetCriterion(SetCriterion):
         return bbox_overlaps(matched, wanted, is_aligned=True, eps=1e-12)
 
 
-def _flat_indices(matches: list[list[Match]]) -> Tensor:
-    """(4, n) int64 on the host: layer, picture, query and ground truth of every match."""
-    columns = [
-        np.stack([np.full_like(query, layer), np.full_like(query, picture), query, gt])
-        for layer, pictures in enumerate(matches)
-        for picture, (query, gt) in enumerate(pictures)
-    ]
-    return torch.from_numpy(np.concatenate(columns, axis=1))
+def _sums_by_layer(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """(N,): the sums of the first `counts[0]` rows, of the next `counts[1]`, ..."""
+    return torch.stack([part.sum() for part in losses.split(tuple(counts))])
 
 
 def _first_bad(sets: Sequence[PredictionSet]) -> str:
