@@ -15,7 +15,7 @@ from ddetr_plugin.models.freezing import FreezableDetector
 from ddetr_plugin.models.heads.bbox_head import best_pairs
 from ddetr_plugin.models.heads.query_head import InitialQueries
 from ddetr_plugin.models.heads.task_head import HeadInputs, TaskHead
-from ddetr_plugin.models.losses.criterion import KnownPredictions
+from ddetr_plugin.models.losses.prediction_sets import KnownPredictions
 from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.registry import MODELS
 

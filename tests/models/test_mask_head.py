@@ -16,7 +16,7 @@ from transfers import count_transfers
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.evaluation import require_finite
 from ddetr_plugin.models.losses.assigner import NotFiniteError
-from ddetr_plugin.models.losses.criterion import Matches
+from ddetr_plugin.models.losses.prediction_sets import Matches
 from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.registry import MODELS
 
@@ -221,7 +221,7 @@ def test_masks_train_the_detector_unless_it_is_frozen():
 
 
 def test_freezing_without_a_mask_head_is_refused():
-    with pytest.raises(ValueError, match='freeze_detector trains the task heads alone.*give `mask_head`'):
+    with pytest.raises(ValueError, match='trains the task heads alone.*give `mask_head`'):
         MODELS.build(masks_config(freeze_detector=True) | dict(mask_head=None))
 
 

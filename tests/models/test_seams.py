@@ -11,7 +11,8 @@ from ddetr_plugin.models.heads.query_head import InitialQueries, KnownQueries, L
 from ddetr_plugin.models.heads.task_head import TaskHead
 from ddetr_plugin.models.layers.attention import MultiheadSelfAttention
 from ddetr_plugin.models.layers.decoder import DeformableTransformerDecoder
-from ddetr_plugin.models.losses.criterion import PredictionSet, SetCriterion
+from ddetr_plugin.models.losses.criterion import SetCriterion
+from ddetr_plugin.models.losses.prediction_sets import PredictionSet
 from ddetr_plugin.models.losses.targets import Targets
 from ddetr_plugin.ops import ms_deform_attn, sampling_locations, use_reference
 from ddetr_plugin.registry import MODELS

@@ -15,7 +15,7 @@ from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.freezing import FreezableDetector
 from ddetr_plugin.models.heads.task_head import HeadInputs
-from ddetr_plugin.models.losses.criterion import Matches
+from ddetr_plugin.models.losses.prediction_sets import Matches
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['MaskDETR', 'MaskDETRHead']

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.boxes import at_least_float32
 from ddetr_plugin.models.feature_levels import Size
+from ddetr_plugin.models.heads.mask_targets import padded_masks
 from ddetr_plugin.models.heads.task_head import HeadInputs
-from ddetr_plugin.models.losses.criterion import Matches
+from ddetr_plugin.models.losses.prediction_sets import Matches
 from ddetr_plugin.registry import MODELS
 
 __all__ = ['MaskHead']
@@ -190,7 +191,7 @@ class MaskHead(BaseModule):
             ValueError: there are no masks, or masks are larger than the batch.
         """
         device = inputs.hidden.device
-        masks = _padded_masks(gt_instances, inputs.batch_shape, device)
+        masks = padded_masks(gt_instances, inputs.batch_shape, device)
         starts = torch.tensor([0] + [len(g) for g in gt_instances[:-1]]).cumsum(0)
         index = starts.to(device, non_blocking=True)[matches.picture] + matches.gt
         hidden = inputs.hidden[matches.picture, matches.query]
@@ -291,31 +292,3 @@ class MaskHead(BaseModule):
 def _resized(logits: Tensor, size: Size) -> Tensor:
     """(n, h, w) to (n, *size), bilinear."""
     return nnf.interpolate(logits[:, None], size=tuple(size), mode='bilinear')[:, 0]
-
-
-def _padded_masks(
-    gt_instances: Sequence[InstanceData], batch_shape: Size, device: torch.device
-) -> Tensor:
-    """All masks of a batch, (sum of n, *batch_shape) uint8."""
-    total = sum(len(g) for g in gt_instances)
-    padded = torch.zeros((total, *batch_shape), dtype=torch.uint8, device=device)
-    start = 0
-    for i, instances in enumerate(gt_instances):
-        if 'masks' not in instances:
-            raise ValueError(
-                f'gt_instances of picture {i} have no masks, which a mask head is trained on; load '
-                "them with dict(type='LoadAnnotations', with_bbox=True, with_mask=True)"
-            )
-        masks = instances.masks
-        if not isinstance(masks, Tensor):
-            masks = masks.to_tensor(torch.uint8, torch.device('cpu'))
-        height, width = masks.shape[-2:]
-        if height > batch_shape[0] or width > batch_shape[1]:
-            raise ValueError(
-                f'masks of picture {i} are {height} x {width}, larger than the batch of '
-                f'{tuple(batch_shape)}; were they resized with the picture?'
-            )
-        end = start + len(masks)
-        padded[start:end, :height, :width].copy_(masks, non_blocking=True)
-        start = end
-    return padded

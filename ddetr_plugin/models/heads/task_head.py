@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ddetr_plugin.models.feature_levels import FeatureLevels, Size
-from ddetr_plugin.models.losses.criterion import Matches
+from ddetr_plugin.models.losses.prediction_sets import Matches
 
 __all__ = ['HeadInputs', 'TaskHead']
 
