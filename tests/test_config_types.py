@@ -15,8 +15,8 @@ from test_tools import tool
 
 from ddetr_plugin.compat.panoptic_api import _types
 from ddetr_plugin.data_checks import check_config
+from ddetr_plugin.datasets.class_names import dataset_classes
 from ddetr_plugin.engine import launch
-from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
 
 WAYS = ['CocoDataset', 'mmdet.CocoDataset', 'mmdet.datasets.coco.CocoDataset', CocoDataset]
 

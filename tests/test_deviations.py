@@ -189,7 +189,7 @@ def test_d7_every_box_of_which_a_part_is_inside_is_kept_on_demand(tmp_path):
 
 
 def test_d7_the_dataset_brings_the_names_of_coco():
-    from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
+    from ddetr_plugin.datasets.class_names import dataset_classes
 
     config = dict(train_dataloader=dict(dataset=dict(type='ddetr_plugin.OfficialCocoDataset')))
     assert len(dataset_classes(config)) == 80

@@ -36,7 +36,7 @@ from ddetr_plugin.data_checks import (
     to_pixels,
     write_report,
 )
-from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
+from ddetr_plugin.datasets.class_names import dataset_classes
 from ddetr_plugin.engine.launch import load_config
 from ddetr_plugin.intake import read_folder
 

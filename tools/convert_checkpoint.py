@@ -26,7 +26,7 @@ from ddetr_plugin.checkpoints.names.rename import is_neck_bias
 from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.parity.verify import TOLERANCE, build_ours, verify
 from ddetr_plugin.config_types import type_name
-from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
+from ddetr_plugin.datasets.class_names import dataset_classes
 
 TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'hf')
 

@@ -15,8 +15,8 @@ from mmengine.runner import load_checkpoint
 
 from ddetr_plugin.checkpoints import CheckpointFileError, install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators
+from ddetr_plugin.datasets.class_names import dataset_classes
 from ddetr_plugin.datasets.wrappers import base_dataset_configs
-from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
 
 __all__ = ['category_ids', 'class_names', 'load_model']
 

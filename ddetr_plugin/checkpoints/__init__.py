@@ -3,16 +3,14 @@
 from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours
 from ddetr_plugin.checkpoints.convert_in_place import adopt, install_checkpoint_loader
 from ddetr_plugin.checkpoints.files.reading import Source, read_checkpoint, unwrap
-from ddetr_plugin.checkpoints.files.safe_loading import (
-    CheckpointFileError,
-    allow_official_checkpoints,
-)
+from ddetr_plugin.checkpoints.files.safe_loading import CheckpointFileError
 from ddetr_plugin.checkpoints.files.writing import write_checkpoint
 from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_layout
 from ddetr_plugin.checkpoints.names.rename import export, import_state
 from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout
 from ddetr_plugin.checkpoints.parity.other_models import with_rows
 from ddetr_plugin.checkpoints.report import describe, dilation_mismatch, settings_mismatch
+from ddetr_plugin.compat.safe_globals import allow_official_checkpoints
 
 __all__ = [
     'DIALECTS',

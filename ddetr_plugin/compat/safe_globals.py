@@ -1,18 +1,20 @@
-"""Lets ``torch.load`` read what mmengine's Runner writes, with its safety left on.
+"""What ``torch.load`` may read besides weights, with its safety left on: one allow-list.
 
 Since torch 2.6 ``torch.load`` refuses every class and function that is not on an allow-list
 (``weights_only=True``). A Runner's checkpoint holds, besides tensors and plain Python values, the
 logged scalars: `HistoryBuffer` objects with numpy arrays in them, numpy scalars such as the best
-score, and references to HistoryBuffer's own statistics. This module allows exactly these.
+score, and references to HistoryBuffer's own statistics; a file of the official release its command
+line. This module allows exactly these.
 """
 
+import argparse
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-__all__ = ['allow_runner_checkpoints']
+__all__ = ['allow_official_checkpoints', 'allow_runner_checkpoints']
 
 # dtypes of logged values and of dataset meta information.
 DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64', 'str')
@@ -54,3 +56,11 @@ def allow_runner_checkpoints():
         allowed.append((rebuild_array, f'{core}.multiarray._reconstruct'))
         allowed.append((rebuild_scalar, f'{core}.multiarray.scalar'))
     torch.serialization.add_safe_globals(allowed)
+
+
+def allow_official_checkpoints() -> None:
+    """Put argparse.Namespace, the official files' command line, on torch's allow-list.
+
+    A Namespace runs nothing when it is made. Calling it again changes nothing.
+    """
+    torch.serialization.add_safe_globals([(argparse.Namespace, 'argparse.Namespace')])

@@ -18,9 +18,9 @@ from ddetr_plugin.data_checks.splits import (
     check_split,
     check_splits,
 )
+from ddetr_plugin.datasets.class_names import class_names
 from ddetr_plugin.datasets.image_files import decoding_of
 from ddetr_plugin.datasets.wrappers import base_dataset_configs
-from ddetr_plugin.engine.hooks.foreign_checkpoints import class_names
 
 __all__ = ['box_datasets', 'check_config', 'config_scales', 'has_checked_data']
 

@@ -16,8 +16,8 @@ from test_tools import tool
 
 from ddetr_plugin.checkpoints import export, write_checkpoint
 from ddetr_plugin.checkpoints.class_rows.rows import coco_rows
+from ddetr_plugin.datasets.class_names import dataset_classes
 from ddetr_plugin.engine import ForeignCheckpointHook
-from ddetr_plugin.engine.hooks.foreign_checkpoints import dataset_classes
 from ddetr_plugin.registry import MODELS
 
 COUNTER = ('num_batches_tracked',)

@@ -1,6 +1,5 @@
 """One file's content, read without running what is in it."""
 
-import argparse
 import re
 import struct
 from pathlib import Path
@@ -10,19 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['CheckpointFileError', 'allow_official_checkpoints', 'load_file']
+from ddetr_plugin.compat.safe_globals import allow_official_checkpoints
+
+__all__ = ['CheckpointFileError', 'load_file']
 
 
 class CheckpointFileError(ValueError):
     """A file that is no checkpoint, or one that asks to run something."""
-
-
-def allow_official_checkpoints() -> None:
-    """Put argparse.Namespace, the official files' command line, on torch's allow-list.
-
-    A Namespace runs nothing when it is made. Calling it again changes nothing.
-    """
-    torch.serialization.add_safe_globals([(argparse.Namespace, 'argparse.Namespace')])
 
 
 def load_file(path: Path, trust: bool = False, map_location: Any = 'cpu') -> Any:

@@ -1,31 +1,29 @@
 """Checkpoints that survive whatever happens to the process, the disk or the machine."""
 
 import copy
-import hashlib
 import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 
-import torch
 from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
+from ddetr_plugin.engine import mmengine_private
+from ddetr_plugin.engine.hooks.save_together import SaveTogetherHook
+from ddetr_plugin.engine.hooks.validation_due import LAST_VALIDATION, progress, validation_is_due
 from ddetr_plugin.engine.resuming.resume_check import check_resumable
 from ddetr_plugin.engine.resuming.resumption import remove_orphans, resume_path
 from ddetr_plugin.engine.resuming.settings import apply_present_settings
-from ddetr_plugin.engine.work_dir.durable_files import (
-    PARTIAL,
-    commit,
-    remove_partial_files,
-    write_bytes,
-    write_text,
+from ddetr_plugin.engine.work_dir.checkpoint_files import (
+    PostponingBackend,
+    publish,
+    save_complete,
 )
+from ddetr_plugin.engine.work_dir.durable_files import remove_partial_files, write_text
 from ddetr_plugin.engine.work_dir.lock import lock_work_dir_together
 from ddetr_plugin.registry import HOOKS
 
@@ -33,20 +31,17 @@ __all__ = ['AtomicCheckpointHook', 'CheckpointError']
 
 OUTDATED = 'outdated_ckpts'
 # What a checkpoint that fails must leave as it was.
-BOOKS = ('best_ckpt_path', 'best_ckpt_path_dict', 'keep_ckpt_ids', 'last_ckpt', '_outdated')
+ROLLED_BACK_FIELDS = (
+    'best_ckpt_path',
+    'best_ckpt_path_dict',
+    'keep_ckpt_ids',
+    'last_ckpt',
+    '_outdated',
+)
 
 
 class CheckpointError(OSError):
     """Checkpoints cannot be written, and the training stops rather than lose more work."""
-
-
-class _PostponingBackend(LocalBackend):
-    """A file backend for CheckpointHook, which removes old files before it writes new ones."""
-
-    def __init__(self, postpone: Callable[[str], None]):
-        super().__init__()
-        self.remove = postpone
-        self.delete = super().remove
 
 
 @HOOKS.register_module()
@@ -94,23 +89,23 @@ class AtomicCheckpointHook(CheckpointHook):
         self._training = False
         self._resumed = False
         self._saved = False
-        self._together = False
+        self._in_joint_save = False
         self._asked_for_lock = False
         self._lock: int | None = None
 
     def before_run(self, runner) -> None:
         """Lock the work folder for a training, and choose the checkpoint of one that resumes."""
-        # Validations and tests do not build it. Only the first process gets the lock, but all of
-        # them must ask, and as often: ShardingRunner calls this once more.
-        if isinstance(runner._train_loop, BaseLoop) and not self._asked_for_lock:
+        # Only the first process gets the lock, but all of them must ask, and as often:
+        # ShardingRunner calls this once more.
+        if mmengine_private.is_training(runner) and not self._asked_for_lock:
             self._asked_for_lock = True
             self._lock = lock_work_dir_together(runner.work_dir)
-        # FlexibleRunner's `resume` may also be a path, which is then the user's.
-        if runner._resume is True and not runner._has_loaded:
-            given = runner._load_from
-            runner._load_from = resume_path(runner.work_dir, self._folder(runner), given)
-            if runner._load_from is not None:
-                check_resumable(runner._load_from, runner, self.save_optimizer)
+        if mmengine_private.resumes_from_newest(runner):
+            given = mmengine_private.load_path(runner)
+            path = resume_path(runner.work_dir, self._folder(runner), given)
+            mmengine_private.set_load_path(runner, path)
+            if path is not None:
+                check_resumable(path, runner, self.save_optimizer)
 
     def after_run(self, runner) -> None:
         self._asked_for_lock = False
@@ -119,7 +114,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._lock = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._resumed = bool(runner._resume)
+        self._resumed = mmengine_private.is_resumed(runner)
         if self._resumed:
             apply_present_settings(runner, checkpoint)
 
@@ -129,7 +124,7 @@ class AtomicCheckpointHook(CheckpointHook):
             raise ValueError(
                 f"checkpoints in {self.out_dir} are not local files; use mmengine's CheckpointHook"
             )
-        self.file_backend = _PostponingBackend(lambda path: self._outdated.append(path))
+        self.file_backend = PostponingBackend(lambda path: self._outdated.append(path))
         runner.save_checkpoint = self._atomic(runner)
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
@@ -142,7 +137,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._outdated = list(info.get(OUTDATED, []))
             self._remove_outdated()
             # All do what the first one finds: its work folder may not be the others'.
-            due = [self._validation_is_due(runner)]
+            due = [validation_is_due(runner, self.by_epoch, self.last_ckpt)]
             broadcast_object_list(due)
             if due[0]:
                 print_log('Validating the checkpoint first: it was not before.', logger='current')
@@ -164,7 +159,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # Without the note a resumed run validates once more, and may save the best then.
         if is_main_process() and not self._failures:
             with suppress(OSError):
-                write_text(Path(runner.work_dir, 'last_validation'), self._progress(runner))
+                write_text(Path(runner.work_dir, LAST_VALIDATION), progress(runner, self.last_ckpt))
 
     def after_train(self, runner) -> None:
         super().after_train(runner)
@@ -175,11 +170,11 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint(self, runner) -> None:
         is_last = self.is_last_train_epoch if self.by_epoch else self.is_last_train_iter
         save = super()._save_checkpoint
-        self._attempt(runner, lambda: save(runner), is_last(runner))
+        self._save_or_roll_back(runner, lambda: save(runner), is_last(runner))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         save = super()._save_best_checkpoint
-        self._attempt(
+        self._save_or_roll_back(
             runner, lambda: save(runner, metrics), runner.train_loop.iter >= runner.max_iters
         )
 
@@ -216,16 +211,10 @@ class AtomicCheckpointHook(CheckpointHook):
     @master_only
     def _publish_model(self, runner, ckpt_path: str) -> None:
         """Write the published keys of a checkpoint as ``<name>-<start of its SHA-256>.pth``."""
-        content = torch.load(ckpt_path, map_location='cpu', weights_only=True)
-        file = BytesIO()
-        torch.save({key: content[key] for key in self.published_keys if key in content}, file)
-        digest = hashlib.sha256(file.getbuffer()).hexdigest()
-        path = Path(ckpt_path).with_suffix('')
-        path = path.with_name(f'{path.name}-{digest[:8]}.pth')
-        write_bytes(path, file.getbuffer())
+        path = publish(Path(ckpt_path), self.published_keys)
         print_log(f'Published {ckpt_path} as {path}.', logger='current')
 
-    def _attempt(self, runner, save: Callable[[], None], is_last: bool) -> None:
+    def _save_or_roll_back(self, runner, save: Callable[[], None], is_last: bool) -> None:
         """Save, and go on without if that fails; all processes learn what the first one met.
 
         Raises:
@@ -233,17 +222,21 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         info = runner.message_hub.runtime_info
         infos = dict(info)
-        own = {name: copy.copy(value) for name, value in vars(self).items() if name in BOOKS}
+        own = {
+            name: copy.copy(value)
+            for name, value in vars(self).items()
+            if name in ROLLED_BACK_FIELDS
+        }
         best = self._best_paths()
         error = [None]
         self._saved = False
-        self._together = True
+        self._in_joint_save = True
         try:
             save()
         except OSError as failure:
             error[0] = str(failure)
         finally:
-            self._together = False
+            self._in_joint_save = False
         broadcast_object_list(error)
         if error[0] is None:
             # A validation that is not the best writes nothing, and shows nothing about the disk.
@@ -292,27 +285,6 @@ class AtomicCheckpointHook(CheckpointHook):
         paths = getattr(self, 'best_ckpt_path_dict', {}).values()
         return {path for path in (getattr(self, 'best_ckpt_path', None), *paths) if path}
 
-    def _validation_is_due(self, runner) -> bool:
-        """Whether the loop would have validated the checkpoint that the run has resumed from."""
-        loop = runner.train_loop
-        if runner.val_loop is None:
-            return False
-        loop._decide_current_val_interval()
-        if isinstance(loop, IterBasedTrainLoop):
-            done, end = loop.iter, loop.max_iters
-        elif not self.by_epoch:
-            # Written within an epoch, at whose end the validation comes.
-            return False
-        else:
-            done, end = loop.epoch, loop.max_epochs
-        if done < loop.val_begin or (done % loop.val_interval and done != end):
-            return False
-        note = Path(runner.work_dir, 'last_validation')
-        return not note.is_file() or note.read_text() != self._progress(runner)
-
-    def _progress(self, runner) -> str:
-        return f'{self.last_ckpt} epoch {runner.epoch} iter {runner.iter}'
-
     def _folder(self, runner) -> str:
         """Where the checkpoints lie; before the training begins `out_dir` does not say so."""
         if self.out_dir is None or self._training:
@@ -325,23 +297,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
         def save_checkpoint(out_dir: str, filename: str, *args, **settings) -> None:
             # All processes are here; only the first one gets to `before_save_checkpoint`.
-            runner.call_hook('before_all_save_checkpoint')
-            failure = None
-            try:
-                save(out_dir, filename + PARTIAL, *args, **settings)
-                if is_main_process():
-                    commit(Path(out_dir, filename))
-            except OSError as error:
-                Path(out_dir, filename + PARTIAL).unlink(missing_ok=True)
-                failure = error
-            if self._together:
-                # Else the others would go on to the next file, and wait for the first one there.
-                message = [failure and str(failure)]
-                broadcast_object_list(message)
-                if message[0] is not None and failure is None:
-                    failure = OSError(message[0])
-            if failure is not None:
-                raise failure
+            runner.call_hook(SaveTogetherHook.EVENT)
+            save_complete(save, out_dir, filename, self._in_joint_save, *args, **settings)
             self._saved = True
 
         return save_checkpoint

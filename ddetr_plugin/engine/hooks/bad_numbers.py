@@ -5,10 +5,6 @@ import math
 from contextlib import nullcontext
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from mmdet.structures.bbox import get_box_tensor
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -26,6 +22,8 @@ from ddetr_plugin.engine.hooks.first_bad import (
     is_bad,
 )
 from ddetr_plugin.engine.hooks.random_state import capture_random_state
+from ddetr_plugin.engine.hooks.save_batch import save_batch
+from ddetr_plugin.engine.mmengine_private import count_iteration
 from ddetr_plugin.models.losses.assigner import NotFiniteError
 from ddetr_plugin.ops.torch_private import copy_all
 from ddetr_plugin.registry import HOOKS
@@ -33,44 +31,8 @@ from ddetr_plugin.registry import HOOKS
 __all__ = ['BadNumberHook']
 
 
-def save_batch(folder: Path, data: dict, report: str, **more) -> None:
-    """Write a batch of a data loader for people and for programs.
-
-    ``batch.pth`` loads with ``weights_only=True``; ``picture_<i>.png`` shows each picture as the
-    network got it, with its boxes; ``report.txt`` says what happened, and names the files.
-
-    Args:
-        folder: is made.
-        data: `inputs`, B tensors (3, h, w), and `data_samples`.
-        report: text.
-        **more: what else goes into ``batch.pth``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for i, (picture, sample) in enumerate(zip(data['inputs'], data['data_samples'])):
-        boxes = get_box_tensor(sample.gt_instances.bboxes).cpu()
-        pictures.append(
-            dict(
-                inputs=picture.cpu(),
-                bboxes=boxes,
-                labels=sample.gt_instances.labels.cpu(),
-                metainfo={k: _plain(v) for k, v in sample.metainfo.items()},
-            )
-        )
-        shown = picture.float().nan_to_num(0, 255, 0).clamp(0, 255).byte().cpu()
-        shown = np.ascontiguousarray(shown.permute(1, 2, 0).numpy())
-        for box in boxes[boxes.isfinite().all(-1)].round().int().tolist():
-            cv2.rectangle(shown, box[:2], box[2:], (0, 255, 0))
-        cv2.imwrite(str(folder / f'picture_{i}.png'), shown)
-    (folder / 'report.txt').write_text(report + '\n')
-    torch.save(dict(report=report, pictures=pictures, **more), folder / 'batch.pth')
-
-
-def _plain(value):
-    """A value of meta information that any process may load."""
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value if isinstance(value, int | float | str | None) else str(value)
+class _BadNormError(NotFiniteError):
+    """The norm of the gradients is NaN or infinite."""
 
 
 @HOOKS.register_module()
@@ -123,7 +85,7 @@ class BadNumberHook(Hook):
             try:
                 return step(data, optim_wrapper)
             except NotFiniteError as error:
-                return self._judge(runner, str(error))
+                return self._judge(runner, error)
 
         runner.model.train_step = train_step
         self._undo = [lambda: delattr(runner.model, 'train_step')]
@@ -143,8 +105,8 @@ class BadNumberHook(Hook):
         scalars = runner.message_hub.log_scalars
         for name in outputs or {}:
             if not math.isfinite(scalars[f'train/{name}'].current()):
-                complaint = f'train/{name} is {scalars[f"train/{name}"].current()}'
-                self._judge(runner, complaint, stepped=True)
+                error = NotFiniteError(f'train/{name} is {scalars[f"train/{name}"].current()}')
+                self._judge(runner, error, stepped=True)
                 return
         wrapper = runner.optim_wrapper
         if not outputs or not scaled(wrapper) or not wrapper.should_update():
@@ -153,8 +115,13 @@ class BadNumberHook(Hook):
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         if self._overflows > self.max_overflows:
             # All processes have the same norm, and stop here together.
-            complaint = f'the norm of the gradients is {norm}, the last of {self._overflows} steps'
-            raise self._report(runner, f'{complaint} in a row that overflow')
+            raise self._report(
+                runner,
+                _BadNormError(
+                    f'the norm of the gradients is {norm}, the last of {self._overflows} steps in '
+                    'a row that overflow'
+                ),
+            )
 
     def _keep_losses(self, model, arguments, output) -> None:
         self._losses = output if isinstance(output, dict) else {}
@@ -170,13 +137,13 @@ class BadNumberHook(Hook):
     def _check_norm(self, wrapper: OptimWrapper) -> None:
         norm = self._norm(wrapper)
         if not math.isfinite(norm):
-            raise NotFiniteError(f'the norm of the gradients is {norm}')
+            raise _BadNormError(f'the norm of the gradients is {norm}')
 
     @staticmethod
     def _model(runner):
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
-    def _judge(self, runner, complaint: str, stepped: bool = False) -> dict:
+    def _judge(self, runner, complaint: NotFiniteError, stepped: bool = False) -> dict:
         """Stop; or, if it is an overflow that a scaler deals with, leave out the step.
 
         Within a step (not `stepped`) other processes wait for this one's gradients; after it, all
@@ -205,7 +172,7 @@ class BadNumberHook(Hook):
 
         Else all steps to come would be one iteration late, where several iterations make one.
         """
-        wrapper._inner_count += 1
+        count_iteration(wrapper)
         groups = wrapper.optimizer.param_groups
         if wrapper.should_update() and any(x.grad is not None for g in groups for x in g['params']):
             wrapper.step()
@@ -226,23 +193,20 @@ class BadNumberHook(Hook):
         context = nullcontext() if in_float32 else wrapper.optim_context(model)
         with context:
             batch = model.data_preprocessor(self._data, True)
-            found = (
+            return (
                 first_bad_input(batch)
                 or first_bad_weight(model)
                 or first_bad_output(model, batch, self._random_state)
             )
-            if found or in_float32:
-                return found
-        return None
 
-    def _report(self, runner, complaint: str) -> NotFiniteError:
+    def _report(self, runner, complaint: NotFiniteError) -> NotFiniteError:
         """Save the batch, and return the error to raise."""
         # Before the model runs again.
         losses = {k: v for k, v in self._losses.items() if isinstance(v, Tensor)}
         first = self._first_bad(runner, in_float32=False)
         if first is None:
             first = next((f'loss {k}' for k, v in losses.items() if is_bad(v)), None)
-        if first is None and complaint.startswith('the norm') and get_world_size() == 1:
+        if first is None and isinstance(complaint, _BadNormError) and get_world_size() == 1:
             model = self._model(runner)
             with runner.optim_wrapper.optim_context(model):
                 batch = model.data_preprocessor(self._data, True)

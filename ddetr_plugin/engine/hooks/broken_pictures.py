@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dist import all_gather_object, barrier, is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from ddetr_plugin.datasets.load_checked import (
@@ -14,6 +13,7 @@ from ddetr_plugin.datasets.load_checked import (
     list_pictures,
 )
 from ddetr_plugin.datasets.wrappers import base_datasets
+from ddetr_plugin.engine.hooks.save_together import SaveTogetherHook
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['BrokenPictureHook']
@@ -28,7 +28,7 @@ def checked_loaders(dataset) -> list[LoadImageChecked]:
 
 
 @HOOKS.register_module()
-class BrokenPictureHook(Hook):
+class BrokenPictureHook(SaveTogetherHook):
     """Adds up the broken pictures of all processes, and lets none pass in validation and tests.
 
     In training it needs `LoadImageChecked` in the pipeline, which skips and counts for one process

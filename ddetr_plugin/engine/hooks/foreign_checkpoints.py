@@ -1,10 +1,7 @@
 """`load_from` with weights of other implementations or for other classes."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from mmengine.fileio import list_from_file
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -19,44 +16,12 @@ from ddetr_plugin.checkpoints import (
     unwrap,
 )
 from ddetr_plugin.checkpoints.files.stated_settings import our_settings
-from ddetr_plugin.config_types import type_class
+from ddetr_plugin.datasets.class_names import dataset_classes
+from ddetr_plugin.engine import mmengine_private
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
-__all__ = ['ForeignCheckpointHook', 'class_names', 'dataset_classes']
-
-
-def dataset_classes(config: Mapping) -> tuple[str, ...] | None:
-    """The class names that a config trains on, else tests on; None if it does not say.
-
-    They are the metainfo of its dataset, wrapped or not, or what the dataset's type brings along.
-    """
-    for split in ('train', 'val', 'test'):
-        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset')
-        while (
-            dataset
-            and 'metainfo' not in dataset
-            and ('dataset' in dataset or 'datasets' in dataset)
-        ):
-            dataset = dataset.get('dataset') or dataset['datasets'][0]
-        if not dataset:
-            continue
-        classes = (dataset.get('metainfo') or {}).get('classes')
-        if classes is None:
-            from mmdet.registry import DATASETS
-
-            kind = type_class(dataset, DATASETS)
-            classes = getattr(kind, 'METAINFO', {}).get('classes')
-        if classes is not None:
-            return class_names(classes)
-    return None
-
-
-def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """What `metainfo.classes` of a dataset means: names, one name, or a file with one a line."""
-    if isinstance(classes, str):
-        return tuple(list_from_file(classes)) if Path(classes).is_file() else (classes,)
-    return None if classes is None else tuple(classes)
+__all__ = ['ForeignCheckpointHook']
 
 
 @HOOKS.register_module()
@@ -94,15 +59,15 @@ class ForeignCheckpointHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         source = unwrap(checkpoint)
         dialect = detect_dialect(source.state)
-        if dialect is None and source.notes and not runner._resume:
+        if dialect is None and source.notes and not mmengine_private.is_resumed(runner):
             checkpoint['state_dict'] = source.state
             print_log(f'The checkpoint: {"; ".join(source.notes)}', logger='current')
-        if dialect is None or (runner._resume and dialect == OURS):
+        if dialect is None or (mmengine_private.is_resumed(runner) and dialect == OURS):
             return
         target = full_state_dict(runner.model)
         if detect_dialect(target) != OURS:
             return
-        if runner._resume:
+        if mmengine_private.is_resumed(runner):
             raise ValueError(f'cannot resume from {dialect} weights; use load_from without resume')
         converted = to_ours(
             source,

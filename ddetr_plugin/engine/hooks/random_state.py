@@ -5,9 +5,9 @@ import random
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
+from ddetr_plugin.engine.hooks.save_together import SaveTogetherHook
 from ddetr_plugin.registry import HOOKS
 
 __all__ = ['RandomStateHook', 'capture_random_state', 'restore_random_state']
@@ -66,7 +66,7 @@ class Replay:
 
 
 @HOOKS.register_module()
-class RandomStateHook(Hook):
+class RandomStateHook(SaveTogetherHook):
     """Puts the random state into checkpoints and hides validation's draws from the training.
 
     mmengine restores weights, optimizer, schedules and seed on resumption, but not the position

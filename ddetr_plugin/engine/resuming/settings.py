@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 
 from ddetr_plugin.checkpoints.files.config_text import read_config_text
+from ddetr_plugin.engine import mmengine_private
 from ddetr_plugin.engine.resuming.optimizer import adapt_optimizer
 
 __all__ = ['apply_present_settings']
@@ -160,7 +161,7 @@ def _kept_of(difference: Difference, runner, checkpoint: dict) -> str | None:
 def _tell(runner, used: list[str], kept: list[str]) -> None:
     if not used and not kept:
         return
-    lines = [f'{runner._load_from} is of a run with other settings.']
+    lines = [f'{mmengine_private.load_path(runner)} is of a run with other settings.']
     for title, texts in (('From here on', used), ('Not, or only in part', kept)):
         if texts:
             lines += [f'{title}:', *(f'  {text}' for text in dict.fromkeys(texts))]
