@@ -197,7 +197,7 @@ def measure(arch: str) -> tuple[list[dict], dict[str, Usage]]:
         direction, element, _, lanes, operator, reference = found.groups()
         element = 'float' if element == 'f' else re.sub(r'^\d+', '', element)
         lanes = int(lanes)
-        # As in kernels.cuh: two samples per lane and round, four per turn of the gathering loop.
+        # As in samples.cuh and numbers.cuh: two samples per lane and round, four per turn of the gathering loop.
         warp = count(instructions, 4, 2 * lanes)
         rows.append(
             {

@@ -1,4 +1,5 @@
-// The CUDA backend: checks, memory and launches. The kernels are in kernels.cuh.
+// The CUDA backend: checks, memory and launches. The kernels are in forward.cuh, backward.cuh and
+// sorted_backward.cuh.
 #include "ms_deform_attn_cuda.h"
 
 #include <algorithm>
@@ -7,9 +8,11 @@
 #include <tuple>
 #include <type_traits>
 
-#include "kernels.cuh"
+#include "backward.cuh"
+#include "forward.cuh"
 #include "launch.h"
 #include "sort.h"
+#include "sorted_backward.cuh"
 
 namespace ddetr {
 namespace {

@@ -1,1 +1,1 @@
-// Included by kernels.cuh; emulation.h has what it needs.
+// Included by numbers.cuh; emulation.h has what it needs.

@@ -1,4 +1,4 @@
-// Runs CUDA kernels on a CPU: what kernels.cuh and launch.h take from CUDA and torch, in plain C++.
+// Runs CUDA kernels on a CPU: what the kernels and launch.h take from CUDA and torch, in plain C++.
 //
 // The threads of a block are fibers that take turns in a fixed order. A fiber runs until it meets
 // the others of its warp (shuffles, votes, __syncwarp) or of its block (__syncthreads). What a GPU
