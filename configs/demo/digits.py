@@ -1,8 +1,8 @@
 """The demo: digits on clutter, `make demo`. Ten minutes on two CPU cores."""
 
 _base_ = [
-    './_base_/deformable_detr_refine_twostage_effnet_lite0.py',
-    './_base_/default_runtime.py',
+    '../_base_/models/deformable_detr_refine_twostage_effnet_lite0.py',
+    '../_base_/default_runtime.py',
 ]
 
 data_root = 'data/demo/'

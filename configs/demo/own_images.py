@@ -3,7 +3,7 @@
 The tool fills in folder, files and classes.
 """
 
-_base_ = './deformable-detr-refine-twostage_effnet-lite0_demo.py'
+_base_ = './digits.py'
 
 max_iters = 1400
 eval_interval = 350

@@ -1,6 +1,6 @@
 """Ablation (paper, table 2): neither multi-scale inputs nor attention, K = 1. Published AP 39.7."""
 
-_base_ = './deformable-detr_r50_16xb2-50e_coco.py'
+_base_ = '../deformable-detr_r50_16xb2-50e_coco.py'
 
 attention = dict(num_levels=1, num_points=1)
 model = dict(

@@ -1,6 +1,6 @@
 """Ablation (paper, table 2): FPN as neck. Published AP 43.8, as without it in that table."""
 
-_base_ = './deformable-detr_r50_16xb2-50e_coco.py'
+_base_ = '../deformable-detr_r50_16xb2-50e_coco.py'
 
 model = dict(
     neck=dict(

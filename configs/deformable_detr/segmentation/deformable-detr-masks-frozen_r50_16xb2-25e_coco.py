@@ -4,10 +4,10 @@ The schedule is that of the official DETR's frozen training: 25 epochs, a step a
 """
 
 _base_ = [
-    './_base_/deformable_detr_r50_masks.py',
-    './_base_/coco_instance.py',
-    './_base_/schedule_50e.py',
-    './_base_/default_runtime.py',
+    '../../_base_/models/deformable_detr_r50_masks.py',
+    '../../_base_/datasets/coco_instance.py',
+    '../../_base_/schedules/schedule_50e.py',
+    '../../_base_/default_runtime.py',
 ]
 
 model = dict(freeze_detector=True)

@@ -7,8 +7,8 @@ epochs 101 and 107.
 
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
-    './_base_/coco_detection.py',
-    './_base_/default_runtime.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/default_runtime.py',
 ]
 
 custom_imports = dict(imports=['ddetr_plugin'], allow_failed_imports=False)

@@ -1,10 +1,10 @@
 """Things and stuff: every segment is an instance with a box and a mask, trained together."""
 
 _base_ = [
-    './_base_/deformable_detr_r50_masks.py',
-    './_base_/coco_panoptic.py',
-    './_base_/schedule_50e.py',
-    './_base_/default_runtime.py',
+    '../../_base_/models/deformable_detr_r50_masks.py',
+    '../../_base_/datasets/coco_panoptic.py',
+    '../../_base_/schedules/schedule_50e.py',
+    '../../_base_/default_runtime.py',
 ]
 
 num_segment_classes = _base_.num_things + _base_.num_stuff

@@ -5,10 +5,10 @@ and takes less time.
 """
 
 _base_ = [
-    './_base_/detr_r50_masks.py',
-    './_base_/coco_panoptic.py',
-    './_base_/schedule_detr_500e.py',
-    './_base_/default_runtime.py',
+    '../_base_/models/detr_r50_masks.py',
+    '../_base_/datasets/coco_panoptic.py',
+    '../_base_/schedules/schedule_detr_500e.py',
+    '../_base_/default_runtime.py',
 ]
 
 train_dataloader = dict(batch_size=4)

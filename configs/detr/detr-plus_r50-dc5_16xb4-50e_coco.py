@@ -1,10 +1,10 @@
 """DETR-DC5+ (arXiv:2010.04159, table 1): DETR-DC5 with a focal loss and 300 queries."""
 
 _base_ = [
-    './_base_/detr_r50_dc5.py',
-    './_base_/coco_detection.py',
-    './_base_/schedule_detr_50e.py',
-    './_base_/default_runtime.py',
+    '../_base_/models/detr_r50_dc5.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/schedule_detr_50e.py',
+    '../_base_/default_runtime.py',
 ]
 
 train_dataloader = dict(batch_size=4)
