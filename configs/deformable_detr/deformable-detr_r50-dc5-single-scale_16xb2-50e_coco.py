@@ -8,6 +8,4 @@ model = dict(
         dilations=(1, 1, 1, 2),
     ),
     neck=dict(in_channels=[2048], num_outs=1),
-    encoder=dict(num_levels=1, layer=dict(self_attn=dict(num_levels=1))),
-    decoder=dict(layer=dict(cross_attn=dict(num_levels=1))),
 )

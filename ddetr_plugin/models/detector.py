@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ddetr_plugin.checkpoints import adopt
+from ddetr_plugin.config_levels import with_num_levels
 from ddetr_plugin.models.criterion import Targets
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
 from ddetr_plugin.models.freezing import FreezableDetector
@@ -44,7 +45,8 @@ class DeformableDETR(FreezableDetector, BaseDetector):
 
     Args:
         backbone: config; pictures (B, 3, H, W) to feature maps.
-        neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper.
+        neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper. Parts of
+            encoder and decoder that take `num_levels` and do not state it get its `num_outs`.
         positional_encoding: config; see `SinePositionalEncoding`, or any of mmdet's.
         encoder: config; see `DeformableTransformerEncoder`.
         query_head: config; see `LearnedQueryHead` and `TwoStageHead`.
@@ -86,9 +88,10 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         self.positional_encoding = MODELS.build(positional_encoding)
-        self.encoder = MODELS.build(encoder)
+        parts = with_num_levels(dict(neck=neck, encoder=encoder, decoder=decoder))
+        self.encoder = MODELS.build(parts['encoder'])
         self.query_head = MODELS.build(query_head)
-        self.decoder = MODELS.build(decoder)
+        self.decoder = MODELS.build(parts['decoder'])
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = None if criterion is None else MODELS.build(criterion)
         self.mask_head = None if mask_head is None else MODELS.build(mask_head)

@@ -17,7 +17,6 @@ ms_deform_attn = dict(
     type='ddetr_plugin.MSDeformAttn',
     embed_dims=embed_dims,
     num_heads=num_heads,
-    num_levels=num_levels,
     num_points=num_points,
 )
 ffn = dict(
@@ -57,6 +56,7 @@ model = dict(
         norm_cfg=dict(type='GN', num_groups=32),
         # The official weights have a bias before the norm; mmdet drops it by default.
         bias=True,
+        # Encoder, decoder and attention take their number of levels from here.
         num_outs=num_levels,
     ),
     positional_encoding=dict(
@@ -68,7 +68,6 @@ model = dict(
     encoder=dict(
         type='ddetr_plugin.DeformableTransformerEncoder',
         embed_dims=embed_dims,
-        num_levels=num_levels,
         num_layers=num_encoder_layers,
         layer=dict(
             type='ddetr_plugin.DeformableTransformerEncoderLayer',

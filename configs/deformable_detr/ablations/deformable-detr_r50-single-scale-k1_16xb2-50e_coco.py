@@ -2,10 +2,9 @@
 
 _base_ = '../deformable-detr_r50_16xb2-50e_coco.py'
 
-attention = dict(num_levels=1, num_points=1)
 model = dict(
     backbone=dict(out_indices=(3,)),
     neck=dict(in_channels=[2048], num_outs=1),
-    encoder=dict(num_levels=1, layer=dict(self_attn=attention)),
-    decoder=dict(layer=dict(cross_attn=attention)),
+    encoder=dict(layer=dict(self_attn=dict(num_points=1))),
+    decoder=dict(layer=dict(cross_attn=dict(num_points=1))),
 )
