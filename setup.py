@@ -9,6 +9,9 @@ FORCE_CUDA=1        build the CUDA kernels although no GPU is visible (needs nvc
 TORCH_CUDA_ARCH_LIST  GPU generations to build for, such as "8.0;9.0+PTX"; unset: all from 7.5 on
                     that nvcc knows.
 
+A wheel also holds configs/, tools/ and model-index.yml, in ddetr_plugin/.mim, where mim and
+mmengine look for them. An editable installation reads those of the checkout.
+
 The CUDA kernels are a library of their own, ddetr_plugin.ops._C_cuda. Beside each library lies a
 record of how it was built, _C.build.json and _C_cuda.build.json, which
 `python -m ddetr_plugin.ops` prints.
@@ -27,9 +30,13 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 TORCH_NEEDED = (2, 10)
+# What OpenMMLab's packages ship beside their modules, and the folder they ship it in.
+MIM = ('configs', 'tools', 'model-index.yml')
+MIM_FOLDER = Path('ddetr_plugin', '.mim')
 # PTX of the generation that most are like: what is newer than nvcc compiles it when it starts.
 CUDA_ARCHITECTURES = ('7.5', '8.0', '8.6', '8.9', '9.0+PTX', '10.0', '12.0')
 
@@ -38,6 +45,29 @@ def version() -> str:
     """The version, read without importing the package (which would import torch)."""
     text = (ROOT / 'ddetr_plugin' / 'version.py').read_text(encoding='utf-8')
     return re.search(r"__version__ = '([^']+)'", text)[1]
+
+
+class BuildWithIndex(build_py):
+    """Adds configs, tools and the index of models to what is built, never to the sources."""
+
+    def run(self):
+        super().run()
+        # Without those of an earlier build that are gone by now.
+        shutil.rmtree(Path(self.build_lib, MIM_FOLDER), ignore_errors=True)
+        for path, target in self._index_files():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+    def get_outputs(self, include_bytecode=1):
+        return super().get_outputs(include_bytecode) + [str(to) for _, to in self._index_files()]
+
+    def _index_files(self) -> list[tuple[Path, Path]]:
+        """Each file in the sources, and its place in the build folder."""
+        if self.editable_mode:
+            return []
+        paths = [path for name in MIM for path in (ROOT / name, *(ROOT / name).rglob('*'))]
+        files = [path for path in paths if path.suffix in ('.py', '.yml', '.md')]
+        return [(p, Path(self.build_lib, MIM_FOLDER, p.relative_to(ROOT))) for p in files]
 
 
 def has_compiler() -> bool:
@@ -266,16 +296,19 @@ def native() -> dict:
     return {}
 
 
+arguments = native()
+arguments.setdefault('cmdclass', {})['build_py'] = BuildWithIndex
 setup(
     name='ddetr_plugin',
     version=version(),
     description='Deformable DETR as registry components for MMDetection',
     license='Apache-2.0',
     packages=find_packages(include=['ddetr_plugin', 'ddetr_plugin.*']),
+    package_data={'ddetr_plugin': ['py.typed']},
     python_requires='>=3.10',
     install_requires=['torch>=2.10', 'numpy', 'scipy', 'pycocotools'],
     # Not hard requirements: forks of them are distributed under other names.
     extras_require={'mm': ['mmengine==0.10.7', 'mmdet==3.3.0', 'mmcv-lite==2.1.0']},
     zip_safe=False,
-    **native(),
+    **arguments,
 )

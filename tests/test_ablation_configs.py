@@ -1,16 +1,14 @@
 """The paper's ablations (table 2): each differs from the base in what its row says."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.models import MSDeformAttn, SameLevelDeformAttn
 from ddetr_plugin.registry import MODELS
 
-FOLDER = Path(__file__).resolve().parents[1] / 'configs'
 BASE, SINGLE_SCALE_K1, SAME_LEVEL_K1, SAME_LEVEL, FPN = (
     f'deformable-detr_r50{kind}_16xb2-50e_coco.py'
     for kind in ('', '-single-scale-k1', '-same-level-k1', '-same-level', '-fpn')
@@ -19,7 +17,7 @@ SINGLE_SCALE = 'deformable-detr_r50-single-scale_16xb2-50e_coco.py'
 
 
 def build(name):
-    config = Config.fromfile(FOLDER / name)
+    config = Config.fromfile(find_config(name))
     with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
         return MODELS.build(config.model)
 
@@ -36,7 +34,7 @@ def flat(value, path='') -> dict:
 
 def differences(name, base=BASE) -> set:
     """Dotted keys of the model at which two configs differ."""
-    one, other = (flat(Config.fromfile(FOLDER / n).model.to_dict()) for n in (name, base))
+    one, other = (flat(Config.fromfile(find_config(n)).model.to_dict()) for n in (name, base))
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
@@ -61,7 +59,7 @@ def test_fpn_changes_the_neck_only():
 
 @pytest.mark.parametrize('name', [SINGLE_SCALE_K1, SAME_LEVEL_K1, SAME_LEVEL, FPN])
 def test_the_recipe_is_that_of_the_base(name):
-    ours, base = (Config.fromfile(FOLDER / n).to_dict() for n in (name, BASE))
+    ours, base = (Config.fromfile(find_config(n)).to_dict() for n in (name, BASE))
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader'):
         assert ours[key] == base[key]
 
@@ -88,7 +86,7 @@ def test_attention_is_of_the_kind_levels_and_points_of_its_row(name, encoder, le
 
 @pytest.mark.parametrize('name', [FPN, BASE])
 def test_fpn_gives_the_levels_of_the_base(name):
-    config = Config.fromfile(FOLDER / name).model
+    config = Config.fromfile(find_config(name)).model
     with DefaultScope.overwrite_default_scope('mmdet'):
         neck = MODELS.build(config.neck)
     maps = [torch.randn(1, c, 32 // s, 48 // s) for c, s in ((512, 1), (1024, 2), (2048, 4))]
@@ -99,7 +97,7 @@ def test_fpn_gives_the_levels_of_the_base(name):
 def test_only_fpn_carries_the_top_down_path():
     """The finest level sees the coarsest map through FPN, and not through the base's neck."""
     for name, reaches in ((FPN, True), (BASE, False)):
-        config = Config.fromfile(FOLDER / name).model
+        config = Config.fromfile(find_config(name)).model
         with DefaultScope.overwrite_default_scope('mmdet'):
             neck = MODELS.build(config.neck)
         maps = [torch.randn(1, c, 8 // s, 8 // s) for c, s in ((512, 1), (1024, 2), (2048, 4))]
@@ -113,7 +111,7 @@ def test_only_fpn_carries_the_top_down_path():
 def test_an_ablation_takes_a_training_step_and_predicts(name):
     from builders import batch, initialise
 
-    config = Config.fromfile(FOLDER / name)
+    config = Config.fromfile(find_config(name))
     changes = dict(
         backbone=dict(base_channels=8, init_cfg=None),
         neck=dict(in_channels=[channels // 8 for channels in config.model.neck.in_channels]),

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from published_results import PUBLISHED, Published, find
 
+from ddetr_plugin.config_files import config_files, find_config
 from ddetr_plugin.ops import native_load_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def test_every_published_row_has_a_config_name_of_its_own():
 def test_every_system_of_the_configs_is_a_row_of_the_table():
     """All but other ways to run a model that has a row, and the demo's."""
     other = {'deformable-detr_r50_16xb2-50e_fsdp_coco', 'deformable-detr_r50_official-eval_coco'}
-    files = {path.stem for path in (ROOT / 'configs').glob('*_coco.py')}
+    files = {name for name in config_files() if name.endswith('_coco')}
     assert {row.config for row in PUBLISHED} == files - other
 
 
@@ -270,7 +271,7 @@ def test_a_checkpoint_is_evaluated_on_the_test_data_of_its_config(tiny_job, tiny
 def test_a_row_without_a_config_file_says_so(tmp_path):
     _, args = benchmark.parse_args(['--table', '--out', str(tmp_path)])
     row, costs = benchmark.measure_row(tmp_path / 'absent.py', args, [(48, 64)])
-    assert row['reasons'] == ['configs/absent.py does not exist'] and costs == {}
+    assert row['reasons'] == [f'{tmp_path / "absent.py"} does not exist'] and costs == {}
 
 
 @pytest.mark.parametrize(
@@ -317,9 +318,7 @@ def test_a_process_that_fails_is_named_with_its_last_words(tmp_path, monkeypatch
 
 def test_a_model_is_initialised_without_files_and_its_config_stays_as_it_is():
     """Before that, proposals of Sparse R-CNN have negative sizes, which RoIAlign refuses."""
-    config = Config.fromfile(
-        ROOT / 'configs' / 'sparse-rcnn_r50_fpn_300-proposals_8xb2-36e_coco.py'
-    )
+    config = Config.fromfile(find_config('sparse-rcnn_r50_fpn_300-proposals_8xb2-36e_coco'))
     config.model.backbone.depth = 18
     config.model.neck.in_channels = [64, 128, 256, 512]
     before = config.model.to_dict()

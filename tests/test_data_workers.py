@@ -47,7 +47,7 @@ def test_with_workers_or_without_such_settings_nothing_is_said():
 
 @pytest.mark.filterwarnings('ignore:.*for data workers')
 def test_a_shipped_setting_for_workers_does_not_stop_a_training_without_them(tiny_job, tmp_path):
-    base = Config.fromfile(REPO / 'configs' / '_base_' / 'coco_detection.py')
+    base = Config.fromfile(REPO / 'configs' / '_base_' / 'datasets' / 'coco_detection.py')
     assert base.train_dataloader.persistent_workers and base.val_dataloader.persistent_workers
     job = tiny_job(
         **{

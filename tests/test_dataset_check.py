@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.data_checks import Split, check_split, check_splits, read_annotations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,7 +182,7 @@ def test_a_picture_is_too_thin_where_resizing_leaves_nothing_of_it(data, size):
 
 
 def test_the_smallest_scale_is_that_of_the_custom_config():
-    file = ROOT / 'configs' / 'deformable-detr-refine-twostage_effnet-lite0_custom.py'
+    file = find_config('own_images')
     pipeline = Config.fromfile(file).train_dataloader.dataset.pipeline
     scales = next(step.scales for step in pipeline if 'scales' in step)
     assert (tuple(min(scales)),) == check_dataset.SCALES

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ ROWS = tuple(PARAMETERS)
 
 
 def load(name):
-    return Config.fromfile(REPO / 'configs' / name)
+    return Config.fromfile(find_config(name))
 
 
 def build(config, device='cpu'):

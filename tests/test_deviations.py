@@ -12,13 +12,14 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.datasets.official_resize import official_size
 from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_reference
 from ddetr_plugin.registry import MODELS, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / 'configs' / 'deformable-detr_r50_16xb2-50e_coco.py'
-OFFICIAL = ROOT / 'configs' / 'deformable-detr_r50_official-eval_coco.py'
+BASE = find_config('deformable-detr_r50_16xb2-50e_coco')
+OFFICIAL = find_config('deformable-detr_r50_official-eval_coco')
 
 
 # Sizes of pictures of COCO and what the official code makes of them, by hand.

@@ -14,11 +14,12 @@ from mask_cases import mask_head_config, masks_config
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / 'shared' / 'data' / 'coco_sample'
-CONFIG = ROOT / 'configs' / 'deformable-detr-masks_r50_16xb2-50e_coco.py'
+CONFIG = find_config('deformable-detr-masks_r50_16xb2-50e_coco')
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason='../shared/data/coco_sample is not there; it has the polygons'
 )

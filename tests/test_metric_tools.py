@@ -11,10 +11,11 @@ from forked import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ddetr_plugin.config_files import config_files
 from ddetr_plugin.registry import METRICS
 
 REPO = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((REPO / 'configs').glob('*.py'))
+CONFIGS = list(config_files().values())
 
 
 def tool(name):

@@ -14,12 +14,13 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from panoptic_cases import CLASSES, METAINFO, NUM_CLASSES, NUM_THINGS, make_scene, write_scenes
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.data_checks import check_config
 from ddetr_plugin.datasets.load_panoptic import decode_segment_ids
 from ddetr_plugin.registry import TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = Config.fromfile(ROOT / 'configs' / 'deformable-detr-panoptic_r50_16xb2-50e_coco.py')
+CONFIG = Config.fromfile(find_config('deformable-detr-panoptic_r50_16xb2-50e_coco'))
 
 
 class Job:

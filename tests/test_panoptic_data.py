@@ -18,12 +18,13 @@ from mmengine.structures import PixelData
 from panoptic_cases import CATEGORIES, METAINFO, NUM_THINGS, Scene, make_scene, write_scenes
 from PIL import Image
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.models import panoptic_map
 from ddetr_plugin.registry import TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT.parent / 'shared' / 'data' / 'coco_sample'
-CONFIG = Config.fromfile(ROOT / 'configs' / 'deformable-detr-panoptic_r50_16xb2-50e_coco.py')
+CONFIG = Config.fromfile(find_config('deformable-detr-panoptic_r50_16xb2-50e_coco'))
 # Ids of COCO's 133 panoptic categories, in the order of its files.
 THING_IDS = sorted({*range(1, 91)} - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 STUFF_IDS = [92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145]

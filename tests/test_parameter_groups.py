@@ -1,7 +1,6 @@
 """Merged groups of parameters train as mmengine's groups of one do."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,9 @@ from builders import batch, build, tiny_config
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-SCHEDULE = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'schedule_50e.py'
+from ddetr_plugin.config_files import find_config
+
+SCHEDULE = find_config('ddetr_plugin::_base_/schedules/schedule_50e.py')
 
 
 def wrappers(model):

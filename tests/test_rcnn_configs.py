@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import ddetr_plugin  # noqa: F401  before mmcv
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ needs_mmcv_lite = pytest.mark.skipif(COMPILED, reason='mmcv has its compiled ext
 
 
 def load(name):
-    return Config.fromfile(REPO / 'configs' / name)
+    return Config.fromfile(find_config(name))
 
 
 def tool(name):
@@ -126,7 +127,7 @@ def test_without_operators_every_tool_says_which_are_missing_and_what_to_install
 @needs_mmcv_lite
 def test_an_operator_that_is_only_called_is_named_when_it_is(tiny_job, tmp_path, capsys):
     """RetinaNet trains without compiled operators on a CPU, and its validation wants NMS."""
-    source = Config.fromfile(REPO / 'configs' / FASTER)
+    source = load(FASTER)
     model = dict(
         _delete_=True,
         type='RetinaNet',

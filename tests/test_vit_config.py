@@ -1,7 +1,5 @@
 """The detector on a plain ViT with a simple feature pyramid, as its config builds it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from builders import batch
@@ -10,12 +8,11 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.ops import native_load_error
 from ddetr_plugin.registry import MODELS
 
-FILE = (
-    Path(__file__).resolve().parents[1] / 'configs/deformable-detr_vit-small-p16_16xb2-50e_coco.py'
-)
+FILE = find_config('deformable-detr_vit-small-p16_16xb2-50e_coco')
 
 
 @pytest.fixture(scope='module')

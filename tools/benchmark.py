@@ -26,9 +26,9 @@ from result_table import markdown
 # isort: split
 from mmengine.config import Config
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.engine import precision
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 # The mean area of COCO's pictures, resized to a short side of 800 and a long one of at most 1333:
 # 165 pictures of val2017 make 800 x 1117.
 TYPICAL = (800, 1117)
@@ -194,7 +194,7 @@ def measure_row(path, args, mean_sizes):
     row['published'] = published and published._asdict()
     reasons, costs = [], {}
     if not path.is_file():
-        return dict(row, reasons=[f'configs/{path.name} does not exist']), costs
+        return dict(row, reasons=[f'{path} does not exist']), costs
 
     def attempt(function, *arguments):
         try:
@@ -248,7 +248,7 @@ def main(arguments=None):
     except (OSError, ValueError, KeyError) as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    paths = args.configs or [CONFIGS / f'{row.config}.py' for row in PUBLISHED]
+    paths = args.configs or [find_config(row.config) for row in PUBLISHED]
     report = {
         'environment': environment(args.device) | versions(),
         'sizes': [name_size(size) for size in args.sizes],

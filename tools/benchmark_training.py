@@ -47,8 +47,8 @@ from ddetr_plugin.engine.precision import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / 'configs' / '_base_' / 'deformable_detr_r50.py'
-SCHEDULE = ROOT / 'configs' / '_base_' / 'schedule_50e.py'
+BASE = ROOT / 'configs' / '_base_' / 'models' / 'deformable_detr_r50.py'
+SCHEDULE = ROOT / 'configs' / '_base_' / 'schedules' / 'schedule_50e.py'
 VARIANTS = {
     'base': {},
     'refine': dict(decoder=dict(refine=True), bbox_head=dict(share_branches=False)),

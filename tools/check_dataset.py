@@ -53,7 +53,7 @@ __all__ = [
     'read_data',
 ]
 
-SCALES = ((320, 320),)  # the smallest that configs/*_custom.py resizes to
+SCALES = ((320, 320),)  # the smallest that configs/demo/own_images.py resizes to
 
 
 def read_data(folder, keep_super_classes=False, boxes='pixels'):

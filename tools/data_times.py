@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from ddetr_plugin.config_files import find_config
+
 COCO_CONFIG = 'deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
-DEMO_CONFIG = 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
 PICTURE = (640, 480)  # width, height of most pictures of COCO, pixels
 PHOTOGRAPH = (4000, 3000)  # of a camera
 BOXES = 8  # of a picture
@@ -60,13 +60,11 @@ def pipelines(shape):
 
     scale = shape[::-1]
     resize = dict(type='Resize', scale=scale, keep_ratio=True)
-    folders = {
-        'mmdet': Path(mmdet.__file__).parent / '.mim' / 'configs' / 'deformable_detr',
-        'ours': ROOT / 'configs',
-    }
+    folder = Path(mmdet.__file__).parent / '.mim' / 'configs' / 'deformable_detr'
+    files = {'mmdet': folder / COCO_CONFIG, 'ours': find_config(COCO_CONFIG)}
     found = {}
-    for name, folder in folders.items():
-        steps = Config.fromfile(folder / COCO_CONFIG).train_dataloader.dataset.pipeline
+    for name, file in files.items():
+        steps = Config.fromfile(file).train_dataloader.dataset.pipeline
         found[name] = [resize if step.type == 'RandomChoice' else step for step in steps]
     steps = {step['type']: step for step in found['ours']}
     found['ours, LoadImageResized'] = [
@@ -145,7 +143,7 @@ def training_waits(steps, picture_size=PICTURE):
         }
         for part in ('cfg', 'dataloader', 'evaluator'):
             settings[f'val_{part}'] = settings[f'test_{part}'] = None
-        config = load_config(ROOT / 'configs' / DEMO_CONFIG, settings, Path(folder) / 'work')
+        config = load_config(find_config('digits'), settings, Path(folder) / 'work')
         runner = build_runner(config)
         runner.train()
         waits, times = (

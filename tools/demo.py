@@ -23,6 +23,7 @@ import report
 from check_dataset import config_scales
 
 import ddetr_plugin  # noqa: F401  before mmdet
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.config_types import has_type
 from ddetr_plugin.engine.launch import (
     STOPPED,
@@ -37,9 +38,8 @@ from ddetr_plugin.engine.work_dir.lock import lock_work_dir
 # isort: split
 from mmengine.runner import Runner
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
-DEMO_CONFIG = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
-CUSTOM_CONFIG = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_custom.py'
+DEMO_CONFIG = find_config('digits')
+CUSTOM_CONFIG = find_config('own_images')
 DEMO_DATA = Path('data/demo')
 NEEDED = (
     'model',

@@ -29,13 +29,13 @@ import numpy as np
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.apis import PredictionPipeline, detect
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.engine.launch import build_runner, load_config
 
 # isort: split
 from mmengine.hooks import Hook
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO_CONFIG = ROOT / 'configs' / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
+DEMO_CONFIG = find_config('digits')
 DEMO_DATA = Path('data/demo')
 # Some times what was measured without a leak; see the README.
 ALLOWED_MIB = 48

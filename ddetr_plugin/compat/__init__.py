@@ -1,5 +1,6 @@
 """What this package adds to the stack below it: what is missing there, and safe loading."""
 
+from ddetr_plugin.compat.external_configs import register_configs
 from ddetr_plugin.compat.mmcv_extension import (
     MissingMMCVOpError,
     install_mmcv_stand_in,
@@ -13,6 +14,7 @@ __all__ = [
     'MissingPanopticAPIError',
     'allow_runner_checkpoints',
     'install_mmcv_stand_in',
+    'register_configs',
     'require_mmcv_operators',
     'require_panopticapi',
 ]

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ddetr_plugin.checkpoints import adopt
+from ddetr_plugin.config_levels import with_num_levels
 from ddetr_plugin.models.feature_levels import FeatureLevels, flatten_levels
 from ddetr_plugin.models.freezing import FreezableDetector
 from ddetr_plugin.models.heads.bbox_head import best_pairs
@@ -49,7 +50,8 @@ class DeformableDETR(FreezableDetector, BaseDetector):
 
     Args:
         backbone: config; pictures (B, 3, H, W) to feature maps.
-        neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper.
+        neck: config; feature maps to L maps of C channels, such as mmdet's ChannelMapper. Parts of
+            encoder and decoder that take `num_levels` and do not state it get its `num_outs`.
         positional_encoding: config; see `SinePositionalEncoding`, or any of mmdet's. None without
             an encoder, which alone reads it.
         encoder: config; see `DeformableTransformerEncoder`. None where the neck encodes: its maps
@@ -102,9 +104,10 @@ class DeformableDETR(FreezableDetector, BaseDetector):
                 "dict(type='ddetr_plugin.SinePositionalEncoding', ...), or encoder=None"
             )
         self.positional_encoding = _build(positional_encoding)
-        self.encoder = _build(encoder)
+        parts = with_num_levels(dict(neck=neck, encoder=encoder, decoder=decoder))
+        self.encoder = _build(parts['encoder'])
         self.query_head = MODELS.build(query_head)
-        self.decoder = MODELS.build(decoder)
+        self.decoder = MODELS.build(parts['decoder'])
         self.bbox_head = MODELS.build(bbox_head)
         self.criterion = _build(criterion)
         self.mask_head = _build(mask_head)

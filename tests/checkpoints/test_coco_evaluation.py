@@ -18,6 +18,7 @@ from test_tools import tool
 
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.checkpoints.class_rows.rows import COCO_GAPS
+from ddetr_plugin.config_files import find_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / 'shared' / 'data' / 'coco_sample'
@@ -41,7 +42,7 @@ def official_model(kind):
 
 def write_config(folder, kind):
     """The official evaluation of a small model on small pictures, to be quick."""
-    config = Config.fromfile(ROOT / 'configs' / OFFICIAL)
+    config = Config.fromfile(find_config(OFFICIAL))
     config.model = bridge_config(kind, 80)
     config.test_dataloader.dataset.pipeline[1].scale = (160, 128)
     config.test_dataloader.update(num_workers=0, persistent_workers=False)
@@ -119,8 +120,8 @@ def test_the_documented_options_evaluate_every_variant_as_the_official_config_do
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     changes = parser.parse_args(['--cfg-options', *shlex.split(options)]).cfg_options
-    file = ROOT / 'configs' / f'{variant}_16xb2-50e_coco.py'
-    config, official = Config.fromfile(file), Config.fromfile(ROOT / 'configs' / OFFICIAL)
+    config = Config.fromfile(find_config(f'{variant}_16xb2-50e_coco'))
+    official = Config.fromfile(find_config(OFFICIAL))
     config.merge_from_dict(changes)
     with DefaultScope.overwrite_default_scope('mmdet'):
         from mmdet.registry import TRANSFORMS

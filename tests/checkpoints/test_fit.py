@@ -1,7 +1,5 @@
 """What is missing and what is left over in weights that come without a config."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from bridge_cases import KINDS, bridge_config, ours, source
@@ -11,9 +9,8 @@ from mmengine.registry import DefaultScope
 
 from ddetr_plugin.checkpoints import DIALECTS, OURS, export, to_ours
 from ddetr_plugin.checkpoints.names.resnets import RESNETS, resnet_depth, resnet_names
+from ddetr_plugin.config_files import config_files, find_config
 from ddetr_plugin.registry import MODELS
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def on_meta(kind, depth=50):
@@ -140,10 +137,12 @@ def test_another_backbone_is_said_to_be_unchecked():
         to_ours(source(state))
 
 
-@pytest.mark.parametrize('file', sorted(CONFIGS.glob('deformable-detr*.py')), ids=lambda f: f.stem)
-def test_the_models_of_all_configs_are_complete(file):
+@pytest.mark.parametrize(
+    'name', [name for name in config_files() if not name.startswith(('detr', 'faster', 'sparse'))]
+)
+def test_the_models_of_all_configs_are_complete(name):
     """Those with parts that are not the paper's are compared with their config."""
-    config = Config.fromfile(file).model
+    config = Config.fromfile(find_config(name)).model
     resnet = 'ResNet' in config.backbone.type
     # mmdet's EfficientNet reads numbers from tensors while it is built.
     device = 'cpu' if 'EfficientNet' in config.backbone.type else 'meta'

@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from ddetr_plugin.checkpoints import describe, to_ours, unwrap
 from ddetr_plugin.checkpoints.files.stated_settings import file_settings, setting_mismatches
 from ddetr_plugin.checkpoints.parity.other_models import predict_with
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
 
@@ -24,7 +25,6 @@ FOLDER = Path(__file__).resolve().parents[1] / 'data' / 'mmdet_2'
 sys.path.insert(0, str(FOLDER))
 from recorded_weights import IMAGE_SHAPES, images, random_weights  # noqa: E402
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 KINDS = ('base', 'refine', 'two-stage')
 
 
@@ -127,7 +127,7 @@ def test_class_rows_of_mmdet_2_move_by_name():
 def test_detr_of_mmdet_2_gets_the_names_of_mmdet_3_and_computes_the_same(tmp_path):
     """With the hook, in mmdet 3's own DETR."""
     content, logits, boxes = recorded('detr')
-    config = Config.fromfile(CONFIGS / 'detr_r50_16xb4-500e_coco.py').model
+    config = Config.fromfile(find_config('detr_r50_16xb4-500e_coco')).model
     config.backbone.update(depth=18, init_cfg=None)
     config.neck.update(in_channels=[512], out_channels=64)
     config.num_queries, config.positional_encoding.num_feats = 12, 32

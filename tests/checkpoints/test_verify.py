@@ -24,6 +24,7 @@ from ddetr_plugin.checkpoints.parity import verify as verify_module
 from ddetr_plugin.checkpoints.parity.other_models import mmdet_config, transformers_model
 from ddetr_plugin.checkpoints.parity.source_models import source_model
 from ddetr_plugin.checkpoints.parity.verify import TOLERANCE, build_ours, verify
+from ddetr_plugin.config_files import find_config
 
 
 def gelu_ffn():
@@ -325,13 +326,7 @@ def test_settings_are_read_from_what_mmdet_itself_ships():
     if not file.is_file():
         pytest.skip("mmdet's configs are not installed")
     settings = file_settings({'cfg': Config.fromfile(file).pretty_text}, 'mmdet')
-    model = build_ours(
-        Config.fromfile(
-            Path(__file__).parents[2]
-            / 'configs/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
-        ).model,
-        'meta',
-    )
+    model = build_ours(Config.fromfile(find_config(file.stem)).model, 'meta')
     assert {*our_settings(model)} == {*settings}
     assert setting_mismatches({'cfg': Config.fromfile(file).pretty_text}, 'mmdet', model) == []
 

@@ -164,10 +164,10 @@ def test_a_model_without_a_criterion_predicts_and_says_why_it_has_no_loss():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(neck=dict(num_outs=3)), "set the neck's num_outs and the encoder's num_levels"),
+        (dict(neck=dict(num_outs=3)), "leave the encoder's num_levels out"),
         (
             dict(decoder=dict(layer=dict(cross_attn=dict(num_levels=3)))),
-            "set the neck's num_outs and num_levels of every MSDeformAttn",
+            'leave num_levels of every MSDeformAttn out',
         ),
         (dict(decoder=dict(num_layers=0)), None),
     ],

@@ -1,7 +1,6 @@
 """DETR with a mask head: mmdet's boxes, matches and queries, masks, frozen parts."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from scipy.optimize import linear_sum_assignment
 
+from ddetr_plugin.config_files import find_config
 from ddetr_plugin.models.heads.panoptic_mask_head import INSTANCE_OFFSET
 from ddetr_plugin.registry import MODELS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 MASKS = 'detr-masks_r50_16xb4-500e_coco.py'
 PANOPTIC = 'detr-panoptic_r50_16xb4-500e_coco.py'
 
@@ -25,7 +24,7 @@ def small(name=MASKS, **changes):
     attention = dict(embed_dims=16, num_heads=2, dropout=0.0)
     ffn = dict(embed_dims=16, feedforward_channels=32, ffn_drop=0.0)
     layer = dict(self_attn_cfg=attention, ffn_cfg=ffn)
-    config = Config.fromfile(CONFIGS / name)
+    config = Config.fromfile(find_config(name))
     model = dict(
         num_queries=12,
         backbone=dict(base_channels=8, init_cfg=None),

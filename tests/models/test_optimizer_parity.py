@@ -12,7 +12,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from ddetr_plugin.checkpoints import detect_layout
 from ddetr_plugin.checkpoints.names.table import module_names, translate
 
-CONFIG = 'configs/_base_/schedule_50e.py'
+CONFIG = 'configs/_base_/schedules/schedule_50e.py'
 LR, BACKBONE_LR, DECAY, CLIP, EPOCHS, DROP = 2e-4, 2e-5, 1e-4, 0.1, 50, 40
 
 

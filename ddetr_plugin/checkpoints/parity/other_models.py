@@ -14,6 +14,7 @@ from ddetr_plugin.checkpoints.parity.transformers_models import (
     timm_resnet,
     transformers_with,
 )
+from ddetr_plugin.config_levels import with_num_levels
 from ddetr_plugin.config_types import type_name
 
 __all__ = [
@@ -70,6 +71,7 @@ def mmdet_config(config: Mapping, assigner: dict | None = None) -> dict:
         sizes = _without(layer[attention], 'type')
         return dict(sizes, batch_first=True, dropout=layer.get('dropout', 0.1))
 
+    config = with_num_levels(config)
     encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
     two_stage = 'TwoStage' in type_name(config['query_head'])
     if two_stage and head['embed_dims'] != 256:
@@ -135,6 +137,7 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
     """
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
+    config = with_num_levels(config)
     encoder, decoder, head = config['encoder'], config['decoder'], config['bbox_head']
     attn = encoder['layer']['self_attn']
     heads = decoder['layer']['cross_attn']['num_heads']

@@ -25,7 +25,7 @@ class MSDeformAttn(BaseModule):
     Args:
         embed_dims: C, a multiple of `num_heads`.
         num_heads: M.
-        num_levels: L.
+        num_levels: L; in a `DeformableDETR`, the neck's by default.
         num_points: P, sampling points of each head on each level.
         init_cfg: mmengine initialisation, applied before the paper's (A.4).
 
@@ -148,8 +148,8 @@ class MSDeformAttn(BaseModule):
             raise ValueError(f'query must be (B, Q, {self.embed_dims}), got {tuple(query.shape)}')
         if len(levels.sizes) != self.num_levels:
             raise ValueError(
-                f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; set '
-                "the neck's num_outs and num_levels of every MSDeformAttn to the same number"
+                f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; leave '
+                "num_levels of every MSDeformAttn out, and it is the neck's num_outs"
             )
         if len(levels.valid_ratios) != query.shape[0]:
             raise ValueError(

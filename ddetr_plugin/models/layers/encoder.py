@@ -76,7 +76,7 @@ class DeformableTransformerEncoder(BaseModule):
 
     Args:
         embed_dims: C.
-        num_levels: L, rows of the level embedding.
+        num_levels: L, rows of the level embedding; in a `DeformableDETR`, the neck's by default.
         num_layers: number of layers; 0 is allowed and leaves the tokens as they are.
         layer: config of one layer; built `num_layers` times.
         init_cfg: mmengine initialisation.
@@ -113,7 +113,7 @@ class DeformableTransformerEncoder(BaseModule):
         if len(levels.sizes) != len(self.level_embed):
             raise ValueError(
                 f'levels must have num_levels={len(self.level_embed)} sizes, got {levels.sizes}; '
-                "set the neck's num_outs and the encoder's num_levels to the same number"
+                "leave the encoder's num_levels out, and it is the neck's num_outs"
             )
         # Slices by Python ints: repeat_interleave with a tensor would synchronise the host.
         pos = torch.cat(

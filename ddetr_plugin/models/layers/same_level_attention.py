@@ -21,7 +21,8 @@ class SameLevelDeformAttn(BaseModule):
     Args:
         embed_dims: C, a multiple of `num_heads`.
         num_heads: M.
-        num_levels: L, levels that the tokens come from.
+        num_levels: L, levels that the tokens come from; in a `DeformableDETR`, the neck's by
+            default.
         num_points: K, sampling points of each head.
         init_cfg: mmengine initialisation.
 
@@ -64,8 +65,8 @@ class SameLevelDeformAttn(BaseModule):
         tokens = levels.tokens_per_level
         if len(tokens) != self.num_levels:
             raise ValueError(
-                f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; set '
-                "the neck's num_outs and num_levels of every attention to the same number"
+                f'levels must have num_levels={self.num_levels} sizes, got {levels.sizes}; leave '
+                "num_levels of every attention out, and it is the neck's num_outs"
             )
         for name, tensor in (
             ('query', query),

@@ -1,0 +1,6 @@
+_base_ = './deformable-detr_r50_16xb2-50e_coco.py'
+
+model = dict(
+    backbone=dict(out_indices=(3,)),
+    neck=dict(in_channels=[2048], num_outs=1),
+)

@@ -1,8 +1,0 @@
-_base_ = [
-    './_base_/detr_r50_dc5.py',
-    './_base_/coco_detection.py',
-    './_base_/schedule_detr_50e.py',
-    './_base_/default_runtime.py',
-]
-
-train_dataloader = dict(batch_size=4)
