@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from builders import batch
-from flops import count_parameters, model_multiply_adds
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from benchmarks.table.flops import count_parameters, model_multiply_adds
 from ddetr_plugin.ops import native_load_error
 from ddetr_plugin.registry import MODELS
 
