@@ -1,4 +1,4 @@
-"""The paper's figures: accuracy over epochs (Figure 3), cost over the size of a picture."""
+"""Figures: accuracy over epochs (the paper's Figure 3), cost over image size, growth of a step."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
 
-__all__ = ['draw_accuracy', 'draw_cost']
+__all__ = ['draw_accuracy', 'draw_cost', 'draw_scaling', 'spread']
 
 LABELS = {'mAP': 'AP', 'mAP_s': 'AP of small objects', 'PQ': 'PQ'}
 
@@ -78,4 +78,31 @@ def draw_cost(costs, path):
     axis.grid(alpha=0.3)
     figure.legend(fontsize='small', loc='outside right upper')
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_scaling(rows, path):
+    """Writes a PNG: seconds a step of ours and of mmdet's, a panel per quantity that grows.
+
+    Args:
+        rows: dicts with quantity, value, mmdet_ms and ours_ms. Sides of images are drawn as their
+            area, in which the tokens are linear.
+        path: of the PNG.
+    """
+    quantities = list(dict.fromkeys(row['quantity'] for row in rows))
+    size = (4 * len(quantities), 3.5)
+    figure, (axes,) = plt.subplots(1, len(quantities), figsize=size, squeeze=False)
+    for axis, quantity in zip(axes, quantities):
+        part = [row for row in rows if row['quantity'] == quantity]
+        x = [row['value'] for row in part]
+        if quantity == 'picture side':
+            x = [value**2 for value in x]
+        for name in ('mmdet', 'ours'):
+            axis.plot(x, [row[f'{name}_ms'] / 1e3 for row in part], marker='o', label=name)
+        axis.set_xlabel('pixels' if quantity == 'picture side' else quantity)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel('seconds a step')
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
     plt.close(figure)

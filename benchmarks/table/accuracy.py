@@ -1,12 +1,11 @@
 """COCO metrics from what trainings and tests leave behind."""
 
 import json
-import subprocess
 from pathlib import Path
 
 from report import read_scalars
 
-from benchmarks.processes import last_words, tool_command
+from benchmarks.processes import last_words, run, tool_command
 
 __all__ = ['METRICS', 'evaluate_checkpoint', 'read_accuracy', 'read_curve', 'read_unit']
 
@@ -86,8 +85,7 @@ def evaluate_checkpoint(config_file, checkpoint, work_dir):
     Raises:
         RuntimeError: the test failed, as where there is no data; the message is its last line.
     """
-    command = tool_command('test', config_file, checkpoint, '--work-dir', work_dir)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run(tool_command('test', config_file, checkpoint, '--work-dir', work_dir))
     if done.returncode:
         raise RuntimeError(f'{checkpoint} could not be evaluated: {last_words(done)}')
     # mmengine names the folder and the file in it by the time of the start.

@@ -31,7 +31,7 @@ from mmengine.registry import DefaultScope
 
 from benchmarks.batches import random_batch
 from benchmarks.process_memory import forget_peak, status_kib
-from benchmarks.processes import last_words, module_command, variables
+from benchmarks.processes import last_words, run_apart
 from benchmarks.timing import milliseconds
 
 __all__ = ['PARTS', 'PRECISIONS', 'build_model', 'measure_apart', 'measure_detector']
@@ -191,13 +191,12 @@ def measure_apart(config_file, setup):
     Raises:
         RuntimeError: the process failed; the message is the last line that it printed.
     """
-    command = module_command(__name__, config_file, json.dumps(setup))
-    # Waiting threads sleep soon instead of spinning on another process's cores.
-    environment = variables(GOMP_SPINCOUNT='2000')
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f'{Path(config_file).name} could not be timed: {last_words(done)}')
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        # Waiting threads sleep soon instead of spinning on another process's cores.
+        return run_apart(__name__, config_file, json.dumps(setup), GOMP_SPINCOUNT='2000')
+    except subprocess.CalledProcessError as error:
+        message = f'{Path(config_file).name} could not be timed: {last_words(error)}'
+        raise RuntimeError(message) from error
 
 
 def main(arguments):

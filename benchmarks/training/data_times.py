@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -9,14 +10,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
-from benchmarks.processes import ROOT
+import ddetr_plugin  # noqa: F401  before mmdet
+from benchmarks.processes import ROOT, run_apart
 
 COCO_CONFIG = 'deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
 DEMO_CONFIG = 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
 PICTURE = (640, 480)  # width, height of most pictures of COCO, pixels
 PHOTOGRAPH = (4000, 3000)  # of a camera
 BOXES = 8  # of a picture
+WAITING_STEPS = 60
 
 
 def photograph(rng, width, height):
@@ -158,3 +162,28 @@ def training_waits(steps, picture_size=PICTURE):
         'longest_wait_ms': round(float(waits.max()), 3),
         'step_ms': round(float(np.median(times)), 1),
     }
+
+
+def waits_apart():
+    """`training_waits` of WAITING_STEPS in a process of its own.
+
+    Raises:
+        SystemExit: it failed; the message is the end of what it wrote.
+    """
+    try:
+        return run_apart(__name__, torch.get_num_threads())
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f'the short training failed:\n{error.stderr[-2000:]}') from error
+
+
+def main(threads, steps=WAITING_STEPS, picture_size=PICTURE):
+    """The process of `waits_apart`: prints what `training_waits` finds."""
+    from mmdet.utils import register_all_modules
+
+    torch.set_num_threads(threads)
+    register_all_modules()
+    print(json.dumps(training_waits(steps, picture_size)))
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]))

@@ -1,7 +1,13 @@
 """What a step of the model spends its time on, by torch's profiler."""
 
+from functools import partial
+
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.batches import random_batch
+from benchmarks.training.models import build, model_config
+from benchmarks.training.step import Clock, make_optimizer, training_step
 
 # Group -> what is in the names of its operators; the first that fits.
 GROUPS = {
@@ -45,3 +51,22 @@ def time_shares(call, device, warm_up=2):
         times[group] = times.get(group, 0) + taken
     total = sum(times.values())
     return {g: t / total for g, t in sorted(times.items(), key=lambda item: -item[1])}
+
+
+def model_shares(setup, device, inference):
+    """`time_shares` of a step of ours, or of a prediction.
+
+    Args:
+        setup: Setup.
+        device: 'cpu' or 'cuda'.
+        inference: a prediction instead of a training step.
+    """
+    model = build(model_config(setup), ['ours'])['ours'].to(device)
+    batch = random_batch(setup.batch, *setup.shape, device)
+    if not inference:
+        optimizer = make_optimizer(model.train(), fused=True)
+        return time_shares(
+            partial(training_step, model, optimizer, *batch, Clock(device), False), device
+        )
+    with torch.inference_mode():
+        return time_shares(partial(model.eval().predict, *batch), device)

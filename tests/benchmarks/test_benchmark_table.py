@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
-from benchmarks import figures
+from benchmarks import figures, processes
 from benchmarks.table import accuracy, detector_timing, markdown
 from benchmarks.table import run as benchmark
 from benchmarks.table.published_results import PUBLISHED, Published, find
@@ -189,7 +189,10 @@ def test_repetitions_are_averaged_where_all_of_them_have_a_value():
 
 
 @needs_native
-def test_the_tool_measures_what_it_can_and_says_what_it_cannot(tiny_job, tmp_path, capsys):
+def test_the_tool_measures_what_it_can_and_says_what_it_cannot(
+    tiny_job, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(benchmark, 'GROWTH', (0.5,))
     good, broken = (
         tiny_job('good.py'),
         tiny_job('broken.py', **{'model.neck.type': 'mmdet.Nothing'}),
@@ -239,7 +242,10 @@ def annotate_as_predicted(model, dataset, annotations, path):
     path.write_text(json.dumps(content))
 
 
-def test_a_checkpoint_is_evaluated_on_the_test_data_of_its_config(tiny_job, tiny_coco, tmp_path):
+def test_a_checkpoint_is_evaluated_on_the_test_data_of_its_config(
+    tiny_job, tiny_coco, tmp_path, monkeypatch, forked_commands
+):
+    monkeypatch.setattr(benchmark, 'measure_cost', lambda *_: {})
     file = tmp_path / 'predicted.json'
     path = tiny_job(
         'good.py',
@@ -294,7 +300,7 @@ def test_a_wrong_command_line_says_what_is_wrong(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_predictions_and_training_steps_are_timed_in_both_precisions(tiny_job):
+def test_predictions_and_training_steps_are_timed_in_both_precisions(tiny_job, forked_commands):
     rows = detector_timing.measure_apart(
         tiny_job(),
         dict(device='cpu', size=(48, 64), parts=['inference', 'training'], batches=[1, 2])
@@ -308,7 +314,7 @@ def test_predictions_and_training_steps_are_timed_in_both_precisions(tiny_job):
 
 def test_a_process_that_fails_is_named_with_its_last_words(tmp_path, monkeypatch):
     failing = [sys.executable, '-c', 'raise SystemExit("first line\\nno such part")']
-    monkeypatch.setattr(detector_timing, 'module_command', lambda *_: failing)
+    monkeypatch.setattr(processes, 'module_command', lambda *_: failing)
     with pytest.raises(RuntimeError, match=r'tiny\.py could not be timed: no such part'):
         detector_timing.measure_apart(tmp_path / 'tiny.py', {})
 
@@ -320,6 +326,8 @@ def test_a_model_is_initialised_without_files_and_its_config_stays_as_it_is():
     )
     config.model.backbone.depth = 18
     config.model.neck.in_channels = [64, 128, 256, 512]
+    config.model.roi_head.update(num_stages=1, stage_loss_weights=[1])
+    config.model.roi_head.bbox_head = config.model.roi_head.bbox_head[:1]
     before = config.model.to_dict()
     assert config.model.backbone.init_cfg.type == 'Pretrained'
     model = detector_timing.build_model(config)

@@ -2,14 +2,12 @@
 
 import json
 import mmap
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import run_forked
 
 from benchmarks.long_runs import soak
-from benchmarks.processes import variables
 
 MIB = 2**20
 
@@ -137,8 +135,8 @@ process.join()
 
 
 def test_a_forked_data_worker_does_not_keep_what_the_training_had_freed(tmp_path):
-    command = [sys.executable, '-W', 'ignore', '-c', FORK]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=tmp_path, env=variables()
-    )
+    (tmp_path / 'training').mkdir()
+    (tmp_path / 'training' / 'worker.py').write_text(FORK)
+    done = run_forked('training.worker', [], paths=[tmp_path])
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) / 1024 < 100
