@@ -90,7 +90,8 @@ test-cuda: ## build the op in place and run its tests on the GPU; needs requirem
 
 # In the folder of the build, so that Python finds that package and not this one. Leaks are those of
 # Python itself; memory that cannot be had is an error as without sanitizers; a process that dies at
-# exit under compilers' threads is no finding either.
+# exit under compilers' threads is no finding either. Neither is pyproject.toml's pythonpath taken,
+# whose "." is this folder.
 sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
 		LDFLAGS='-fsanitize=address,undefined' DDETR_BUILD_OPS=1 $(PY) setup.py -q \
@@ -98,18 +99,18 @@ sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehavi
 	cd build/sanitized/lib && DDETR_REQUIRE_NATIVE=1 \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		$(abspath $(PY)) -m pytest -q --tb=short -p no:cacheprovider $(ARGS) \
+		$(abspath $(PY)) -m pytest -q --tb=short -p no:cacheprovider -o pythonpath= $(ARGS) \
 		$(addprefix $(CURDIR)/tests/ops/,$(SANITIZED_TESTS))
 
 soak: setup ## train for SOAK_MINUTES (60), predict a thousand times, fail if memory grows
-	$(PY) tools/soak.py --minutes $(SOAK_MINUTES) $(ARGS)
+	$(PY) -m benchmarks.long_runs.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
 lint: $(STAMPS)/requirements ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench: setup ## measure the op
-	$(PY) tools/benchmark_op.py $(ARGS)
+bench: setup ## measure the op; see benchmarks/ for the rest
+	$(PY) -m benchmarks.op $(ARGS)
 
 clean: ## remove what was built, but neither .venv nor results
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package

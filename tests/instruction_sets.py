@@ -26,7 +26,7 @@ NUMERIC = (
     'ops/test_replace_mmcv_op.py',
     'ops/test_self_check.py',
     'models',
-    'test_amp_accuracy.py',
+    'benchmarks/test_amp_accuracy.py',
     'test_determinism.py',
     'test_invariance.py',
 )

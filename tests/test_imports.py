@@ -1,6 +1,8 @@
-"""Who may import whom: read from the sources, so that layers stay layers."""
+"""Who imports whom, and how long files are: read from the sources, so that layers stay layers."""
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,10 @@ ORDER = (
 )
 # Of the package: a folder imports none of those that stand above it.
 LAYERS = ('apis', 'engine', 'models', 'checkpoints', 'ops')
+# Lines, at most.
+LONGEST_PYTHON, LONGEST_NATIVE = 300, 450
+# These are longer and wait for being split.
+TOO_LONG = {'ddetr_plugin/engine/hooks/atomic_checkpoint.py', 'tools/demo.py'}
 # What the components take from mmdet; backbones also extend mmdet's backbones, and `mask_detr` its
 # DETR.
 FROM_MMDET = (
@@ -53,6 +59,7 @@ FROM_MMDET = (
 )
 
 
+@functools.cache
 def imports(path) -> list:
     """(module, name or None) of every import in a file, also inside functions."""
     found = []
@@ -86,6 +93,31 @@ def third_party(path) -> set:
 
 def sources(folder):
     return sorted(folder.rglob('*.py'))
+
+
+def files_by_module() -> dict:
+    """Name -> file of every module of this repository, as its other files import it.
+
+    Tools and tests import each other by bare names.
+    """
+    found = {}
+    for folder in ('ddetr_plugin', 'tools', 'benchmarks', 'tests'):
+        for path in sources(ROOT / folder):
+            dotted = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+            name = path.stem if folder in ('tools', 'tests') else dotted.removesuffix('.__init__')
+            if name != 'conftest':  # which nobody imports
+                assert name not in found, f'{path} and {found[name]} have one name'
+                found[name] = path
+    return found
+
+
+def local_modules(path, files) -> set:
+    """Those of `files` that a file imports: submodules by name, else the package."""
+    names = set()
+    for module, name in imports(path):
+        module = module.removeprefix('tools.')
+        names.add(f'{module}.{name}' if f'{module}.{name}' in files else module)
+    return names & files.keys()
 
 
 def test_the_operator_needs_torch_and_nothing_else():
@@ -142,11 +174,43 @@ def test_the_metrics_extend_mmdets_and_know_nothing_of_models_but_their_error():
         ), path
 
 
-def test_the_package_imports_no_tools_configs_or_tests():
-    for path in sources(PACKAGE):
-        assert not [name for name in modules(path) if within(name, 'tools', 'configs', 'tests')]
-    for path in sources(ROOT / 'tools') + sources(ROOT / 'configs'):
+def test_benchmarks_import_tools_and_tools_the_package_and_nobody_the_other_way_round():
+    programs = [path.stem for path in sources(ROOT / 'tools')]
+    outer = ('tests', 'conftest', 'benchmarks')
+    for path in sources(ROOT / 'benchmarks'):
         assert not [name for name in modules(path) if within(name, 'tests', 'conftest')], path
+    for path in sources(ROOT / 'tools') + sources(ROOT / 'configs'):
+        assert not [name for name in modules(path) if within(name, *outer)], path
+    for path in sources(PACKAGE):
+        outside = [
+            name for name in modules(path) if within(name, *outer, 'tools', 'configs', *programs)
+        ]
+        assert not outside, path
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = files_by_module()
+    graph = {name: local_modules(path, files) for name, path in files.items()}
+    assert graph['benchmarks.op.peers'] >= {'benchmarks.op.cases'}
+    assert 'check_dataset' in graph['demo']
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(' <- '.join(error.args[1]))
+
+
+def test_no_file_is_too_long_to_read():
+    """But for those that wait for being split."""
+    python = [p for name in ('ddetr_plugin', 'tools', 'benchmarks') for p in sources(ROOT / name)]
+    native = [p for p in (ROOT / 'ops').rglob('*') if p.suffix in ('.cpp', '.cu', '.cuh', '.h')]
+    limits = dict.fromkeys(python, LONGEST_PYTHON) | dict.fromkeys(native, LONGEST_NATIVE)
+    lengths = {path: len(path.read_text().splitlines()) for path in limits}
+    too_long = {
+        str(path.relative_to(ROOT)): f'{lines} lines, {limits[path]} are allowed'
+        for path, lines in lengths.items()
+        if lines > limits[path]
+    }
+    assert not {name: length for name, length in too_long.items() if name not in TOO_LONG}
 
 
 def test_reading_data_needs_its_checks_and_how_images_are_read_and_nothing_else():

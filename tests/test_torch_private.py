@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GUARDED = ROOT / 'ddetr_plugin' / 'ops' / 'torch_private.py'
 SOURCES = [
     ROOT / 'setup.py',
-    *sorted(path for folder in ('ddetr_plugin', 'tools') for path in (ROOT / folder).rglob('*.py')),
+    *sorted(
+        path
+        for folder in ('ddetr_plugin', 'tools', 'benchmarks')
+        for path in (ROOT / folder).rglob('*.py')
+    ),
 ]
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from builders import batch
-from flops import count_parameters, model_multiply_adds
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from benchmarks.table.flops import count_parameters, model_multiply_adds
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.ops import native_load_error
 from ddetr_plugin.registry import MODELS

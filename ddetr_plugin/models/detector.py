@@ -31,15 +31,26 @@ class Outputs(NamedTuple):
         boxes: (N, B, Q, 4), (cx, cy, w, h) normalised by the unpadded picture, float32 or better.
         queries: what the query head made.
         head_inputs: what task heads read; None if the model has none.
-        known: predictions of queries that were made of ground truths; the others have none of
-            those. None if there are none.
     """
 
     logits: Tensor
     boxes: Tensor
     queries: InitialQueries
     head_inputs: HeadInputs | None
-    known: KnownPredictions | None
+
+    def without_known(self) -> tuple['Outputs', KnownPredictions | None]:
+        """The outputs of the queries that are matched; and those that have ground truths already."""
+        if self.queries.known is None:
+            return self, None
+        name, count, matches = self.queries.known
+        logits, boxes, inputs = self.logits, self.boxes, self.head_inputs
+        known = KnownPredictions(name, logits[:, :, :count], boxes[:, :, :count], matches)
+        if inputs is not None:
+            inputs = inputs._replace(hidden=inputs.hidden[:, count:])
+        outputs = self._replace(
+            logits=logits[:, :, count:], boxes=boxes[:, :, count:], head_inputs=inputs
+        )
+        return outputs, known
 
 
 @MODELS.register_module()
@@ -159,7 +170,9 @@ class DeformableDETR(FreezableDetector, BaseDetector):
                 'its config'
             )
         targets = Targets.from_samples(batch_data_samples)
-        outputs = self.forward_batch(batch_inputs, batch_data_samples, targets)
+        outputs, known = self.forward_batch(
+            batch_inputs, batch_data_samples, targets
+        ).without_known()
         predictions = (
             outputs.logits,
             outputs.boxes,
@@ -167,12 +180,13 @@ class DeformableDETR(FreezableDetector, BaseDetector):
             outputs.queries.proposal_logits,
             outputs.queries.proposal_boxes,
         )
-        known = {} if outputs.known is None else {'known': outputs.known}
+        if known is not None:
+            predictions += (known,)
         # A criterion is a module of these arguments; that it also tells its matches, and scores
         # what is known, is asked of it only where that is needed.
         if not self.task_heads:
-            return self.criterion(*predictions, **known)
-        losses, matches = self.criterion.losses_and_matches(*predictions, **known)
+            return self.criterion(*predictions)
+        losses, matches = self.criterion.losses_and_matches(*predictions)
         gt_instances = [sample.gt_instances for sample in batch_data_samples]
         for head in self._task_heads():
             losses.update(head.loss(outputs.head_inputs, matches, gt_instances))
@@ -254,15 +268,10 @@ class DeformableDETR(FreezableDetector, BaseDetector):
             self.bbox_head.regress,
             queries.self_attn_mask,
         )
-        logits, known = self.bbox_head.classify(hidden), None
-        if queries.known is not None:
-            name, count, matches = queries.known
-            known = KnownPredictions(name, logits[:, :, :count], boxes[:, :, :count], matches)
-            logits, boxes, hidden = (x[:, :, count:] for x in (logits, boxes, hidden))
         head_inputs = None
         if self.task_heads:
             head_inputs = HeadInputs(hidden[-1], memory, levels, maps, backbone_maps, batch_shape)
-        return Outputs(logits, boxes, queries, head_inputs, known)
+        return Outputs(self.bbox_head.classify(hidden), boxes, queries, head_inputs)
 
     def _task_heads(self) -> list[TaskHead]:
         return [getattr(self, name) for name in self.task_heads]

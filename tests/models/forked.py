@@ -2,8 +2,9 @@
 
 As a program it imports everything once, then reads JSON lines. For each ``{"tool": NAME,
 "arguments": [...], "environments": [{...}, ...], "paths": [...], "folder": DIR}`` it forks a
-process per environment that runs tools/NAME.py, writing to DIR/out and DIR/err, and prints DIR and
-the exit status, the first that is not 0. If one fails, the others are not waited for.
+process per environment that runs tools/NAME.py, or the module NAME where that has a dot. It reads
+DIR/in and writes to DIR/out and DIR/err; the answer is DIR and the exit status, the first that is
+not 0. If one fails, the others are not waited for.
 
 Two things are not as in a Python of their own: what the tool imports is there already, and nothing
 runs at exit. `run` starts one.
@@ -65,9 +66,14 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run_forked(tool, arguments, environments=({},), paths=()):
-    """Runs tools/`tool`.py in a process per environment; returns Done, of all of them."""
+def run_forked(tool, arguments, environments=({},), paths=(), stdin=''):
+    """Runs a tool, or a module such as 'benchmarks.table', in a process per environment.
+
+    Returns:
+        Done, of all of them.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, 'in').write_text(stdin)
         request = dict(
             tool=tool,
             arguments=[*map(str, arguments)],
@@ -126,6 +132,8 @@ def start(request, environment):
         return child
     status = 1
     try:
+        os.dup2(os.open(os.path.join(request['folder'], 'in'), os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0, closefd=False)  # without what this program has read ahead
         # At the end of the file, whatever the others have written.
         for name, descriptor in (('out', 1), ('err', 2)):
             path = os.path.join(request['folder'], name)
@@ -136,10 +144,15 @@ def start(request, environment):
         random.seed()
         np.random.seed()
         torch.seed()
-        path = REPO / 'tools' / f'{request["tool"]}.py'
-        sys.path[:0] = [str(path.parent), *request['paths']]
+        name = request['tool']
+        path = REPO / 'tools' / f'{name}.py'
         sys.argv = [str(path), *request['arguments']]
-        runpy.run_path(str(path), run_name='__main__')
+        if '.' in name:
+            sys.path[:0] = request['paths']
+            runpy.run_module(name, run_name='__main__', alter_sys=True)
+        else:
+            sys.path[:0] = [str(path.parent), *request['paths']]
+            runpy.run_path(str(path), run_name='__main__')
         status = 0
     except SystemExit as stop:
         # As the interpreter does: a tool has said why, and a traceback would say it again.

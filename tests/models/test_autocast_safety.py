@@ -4,8 +4,8 @@ import pytest
 import torch
 from builders import VARIANTS, batch, build, tiny_config
 from mmengine.registry import OPTIM_WRAPPERS
-from rounded_products import RoundedProducts
 
+from benchmarks.long_runs.rounded_products import RoundedProducts
 from ddetr_plugin.models import MSDeformAttn
 from ddetr_plugin.models.feature_levels import FeatureLevels
 from ddetr_plugin.models.layers import attention

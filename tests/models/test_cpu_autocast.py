@@ -6,9 +6,9 @@ The products are those of float32 sums that are rounded, so that no instructions
 import pytest
 import torch
 from builders import tiny_config
-from rounded_products import RoundedProducts
 from torch import nn
 
+from benchmarks.long_runs.rounded_products import RoundedProducts
 from ddetr_plugin.models import ContentTwoStageHead, LearnedQueryHead, TwoStageHead
 from ddetr_plugin.models.detr.focal_detr_head import FocalDETRHead
 from ddetr_plugin.models.detr.mask_detr import MaskDETRHead

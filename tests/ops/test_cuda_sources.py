@@ -6,8 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
-import count_instructions as tool
 import pytest
+
+from benchmarks.op import count_instructions as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_nvcc = pytest.mark.skipif(tool.toolkit('nvcc') is None, reason='nvcc is not installed')

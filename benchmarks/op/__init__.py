@@ -1,0 +1,1 @@
+"""The operator beside its peers; see run.py."""
