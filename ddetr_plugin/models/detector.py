@@ -39,7 +39,7 @@ class Outputs(NamedTuple):
     head_inputs: HeadInputs | None
 
     def without_known(self) -> tuple['Outputs', KnownPredictions | None]:
-        """The outputs of the queries that are matched; and those that have ground truths already."""
+        """The outputs of the queries that are to be matched, and the others'."""
         if self.queries.known is None:
             return self, None
         name, count, matches = self.queries.known

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Iterator
-from contextvars import ContextVar
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -16,7 +15,8 @@ _REMEDY = 'pip install --no-build-isolation -e .'
 _load_error: str | None = None
 _cuda_load_error: str | None = None
 _warned = False
-_reference_wanted = ContextVar('reference_wanted', default=False)
+# How many `use_reference` are open. No ContextVar, which torch.compile cannot trace.
+_reference_wanted = 0
 # Pictures of a job come in few sizes; making the tensors anew would cost more than small kernels.
 _LEVEL_TENSORS_KEPT = 256
 _level_tensors: dict = {}
@@ -77,14 +77,15 @@ def cuda_load_error() -> str | None:
 def use_reference() -> Iterator[None]:
     """Within it, `ms_deform_attn` and `ms_deform_attn_fused` are made of torch's own operators.
 
-    For export to what knows no others, and for comparisons. It holds for this thread and what is
-    called from it; what was compiled before stays as it was compiled.
+    For export to what knows no others, and for comparisons. It holds for all threads of the
+    process. torch.compile compiles anew for it.
     """
-    token = _reference_wanted.set(True)
+    global _reference_wanted
+    _reference_wanted += 1
     try:
         yield
     finally:
-        _reference_wanted.reset(token)
+        _reference_wanted -= 1
 
 
 def has_kernels(value: torch.Tensor) -> bool:
@@ -100,7 +101,7 @@ def is_available(value: torch.Tensor) -> bool:
 
     Devices that the operator has no code for at all take the PyTorch path without a warning.
     """
-    if _reference_wanted.get():
+    if _reference_wanted:
         return False
     if has_kernels(value):
         return True
