@@ -6,9 +6,10 @@ import amp_accuracy
 import pytest
 import rounded_products
 import torch
-from demo import CONFIGS, read_config
 from mmengine.config import DictAction
 from rounded_products import RoundedProducts
+
+from ddetr_plugin.apis.own_data import DEMO_CONFIG, read_config
 
 
 def metrics(*maps):
@@ -29,8 +30,7 @@ def test_the_first_training_is_in_float32_and_the_others_under_autocast(tmp_path
     for options in amp_accuracy.OPTIONS.values():
         pairs = [x.split('=') for x in options if '=' in x]
         overrides = {key: DictAction._parse_int_float_bool(value) for key, value in pairs}
-        path = CONFIGS / 'deformable-detr-refine-twostage_effnet-lite0_demo.py'
-        wrapper = read_config(path, overrides, tmp_path).optim_wrapper
+        wrapper = read_config(DEMO_CONFIG, overrides, tmp_path).optim_wrapper
         kinds.append((wrapper.type, wrapper.get('dtype')))
     autocast = 'ddetr_plugin.AutocastOptimWrapper'
     assert kinds == [('OptimWrapper', None), (autocast, 'bfloat16'), (autocast, 'float16')]

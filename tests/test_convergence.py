@@ -9,11 +9,12 @@ import convergence_models
 import cv2
 import pytest
 import torch
-from demo import DEMO_CONFIG
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.apis.configs import find_config
+from ddetr_plugin.apis.own_data import DEMO_CONFIG
 from ddetr_plugin.models.backbones.efficientnet_lite import DilatedEfficientNetLite0
 from ddetr_plugin.registry import MODELS
 
@@ -33,7 +34,7 @@ def folder(tiny_coco, tmp_path):
 @pytest.mark.parametrize('name', convergence_models.MODELS)
 def test_every_model_has_the_demos_backbone_width_depth_and_gives_losses(name):
     register_all_modules(init_default_scope=False)
-    demo = Config.fromfile(DEMO_CONFIG).model
+    demo = Config.fromfile(find_config(DEMO_CONFIG)).model
     before = demo.to_dict()
     config = convergence_models.make_model(name, demo, 3, 7)
     assert demo.to_dict() == before

@@ -37,7 +37,7 @@ ORDER = (
     'detector',
 )
 # Of the package: a folder imports none of those that stand above it.
-LAYERS = ('apis', 'engine', 'models', 'checkpoints', 'ops')
+LAYERS = ('cli', 'apis', 'engine', 'models', 'checkpoints', 'ops')
 # What the components take from mmdet; backbones also extend mmdet's backbones, and `mask_detr` its
 # DETR.
 FROM_MMDET = (

@@ -114,7 +114,7 @@ import multiprocessing, os, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 import soak
-from ddetr_plugin.engine.launch import keep_freed_memory
+from ddetr_plugin.engine.host_memory import keep_freed_memory
 
 keep_freed_memory()
 blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from report import read_scalars
+from ddetr_plugin.apis.curves import read_scalars
 
 __all__ = ['METRICS', 'evaluate_checkpoint', 'read_accuracy', 'read_curve', 'read_unit']
 

@@ -38,13 +38,9 @@ from step_profile import time_shares
 
 # Before mmdet, which could not be imported with mmcv-lite otherwise.
 import ddetr_plugin  # noqa: F401
-from ddetr_plugin.engine.launch import keep_freed_memory
-from ddetr_plugin.engine.precision import (
-    AUTO,
-    SlowPrecisionError,
-    add_amp_option,
-    require_gain,
-)
+from ddetr_plugin.cli.options import add_amp_option
+from ddetr_plugin.engine.host_memory import keep_freed_memory
+from ddetr_plugin.engine.precision import AUTO, SlowPrecisionError, require_gain
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / 'configs' / '_base_' / 'deformable_detr_r50.py'
