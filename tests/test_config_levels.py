@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from builders import batch, build, tiny_config
-from ddetr_plugin.checkpoints.libraries import mmdet_config, transformers_model
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_config, transformers_model
 from ddetr_plugin.config_files import config_files, find_config
 from ddetr_plugin.config_levels import with_num_levels
 from ddetr_plugin.models import MSDeformAttn

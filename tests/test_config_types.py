@@ -11,12 +11,12 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS
 from mmengine.config import Config
-from test_tools import tool
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.compat.panoptic_api import _types
 from ddetr_plugin.data_checks import check_config
 from ddetr_plugin.datasets.class_names import dataset_classes
-from ddetr_plugin.engine import launch
+from ddetr_plugin.engine.processes import join_gloo_processes
 
 WAYS = ['CocoDataset', 'mmdet.CocoDataset', 'mmdet.datasets.coco.CocoDataset', CocoDataset]
 
@@ -50,10 +50,9 @@ def test_a_config_of_classes_has_the_findings_of_one_of_names(pure, tiny_job):
 
 
 def test_a_config_of_classes_is_trained_and_tested_from_the_command_line(pure, tmp_path, capsys):
-    train, test = tool('train'), tool('test')
     work_dir = str(tmp_path / 'out')
-    train.main([str(pure), '--work-dir', work_dir])
-    test.main([str(pure), f'{work_dir}/epoch_1.pth', '--work-dir', work_dir])
+    run_command('train', [str(pure), '--work-dir', work_dir])
+    run_command('test', [str(pure), f'{work_dir}/epoch_1.pth', '--work-dir', work_dir])
     assert 'Average Precision' in capsys.readouterr().out
 
 
@@ -65,5 +64,5 @@ def test_gloo_processes_take_a_model_wrapper_that_is_a_class(monkeypatch):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     wrapper = dict(type=MMDistributedDataParallel, device_ids=[0])
     config = Config(dict(launcher='pytorch', model_wrapper_cfg=wrapper))
-    launch._join_gloo_processes(config)
+    join_gloo_processes(config)
     assert config.model_wrapper_cfg.device_ids is None

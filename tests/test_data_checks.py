@@ -3,13 +3,12 @@
 import json
 import shutil
 
-import check_dataset
 import pytest
-import train as train_tool
 from mmcv.transforms import RandomChoiceResize
 from mmengine.config import Config
 from PIL import Image
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.data_checks import (
     Split,
     check_annotations,
@@ -203,7 +202,7 @@ def test_training_stops_at_once_on_data_that_would_spoil_it(
     job, tmp_path, capsys, change, changes, kind
 ):
     with pytest.raises(SystemExit) as stopped:
-        train_tool.main([str(job(change, **changes)), '--work-dir', str(tmp_path / 'out')])
+        run_command('train', [str(job(change, **changes)), '--work-dir', str(tmp_path / 'out')])
     assert stopped.value.code == 1
     printed = capsys.readouterr()
     assert f'error: {kind}' in printed.out and 'what to do:' in printed.out
@@ -231,7 +230,7 @@ def test_what_is_not_looked_into_is_named(job, tmp_path, capsys, changed, seen):
     assert (('note', 'data sets that are not looked into') in found) == (not seen)
     config.dump(tmp_path / 'changed.py')
     with pytest.raises(SystemExit) as stopped:
-        check_dataset.main(['--config', str(tmp_path / 'changed.py')])
+        run_command('check', ['--config', str(tmp_path / 'changed.py')])
     assert stopped.value.code == (1 if seen else 2)
     assert 'nothing stands in the way' not in capsys.readouterr().out
 
@@ -241,7 +240,7 @@ def test_the_check_can_be_skipped(job, tmp_path):
         lambda c: c['annotations'][0].update(category_id=9),
         train_cfg=dict(max_epochs=1, val_begin=2),
     )
-    train_tool.main([str(config), '--work-dir', str(tmp_path / 'out'), '--skip-data-check'])
+    run_command('train', [str(config), '--work-dir', str(tmp_path / 'out'), '--skip-data-check'])
     assert (tmp_path / 'out' / 'epoch_1.pth').is_file()
 
 
@@ -327,7 +326,7 @@ def test_a_report_lists_every_finding_and_the_exit_status_says_which_kind(
 
     def status(config):
         try:
-            check_dataset.main(['--config', str(config), '--json', str(report)])
+            run_command('check', ['--config', str(config), '--json', str(report)])
         except SystemExit as stopped:
             return stopped.code
         return 0
@@ -344,5 +343,5 @@ def test_a_report_lists_every_finding_and_the_exit_status_says_which_kind(
     assert all(f['file'] and f['remedy'] for f in content['findings'])
     assert status(tmp_path / 'no.py') == 2
     with pytest.raises(SystemExit):
-        check_dataset.main([])
+        run_command('check', [])
     assert 'name a folder, a config' in capsys.readouterr().err

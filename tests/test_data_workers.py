@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 from mmengine.config import Config
-from test_tools import REPO, tool
+from test_tools import REPO
 from torch.utils.data import DataLoader
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.engine.data_workers import FOR_WORKERS, drop_worker_settings
 
 SETTINGS = dict(
@@ -59,5 +60,5 @@ def test_a_shipped_setting_for_workers_does_not_stop_a_training_without_them(tin
     )
     assert Config.fromfile(job).train_dataloader.num_workers == 0
     work_dir = tmp_path / 'out'
-    tool('train').main([str(job), '--work-dir', str(work_dir)])
+    run_command('train', [str(job), '--work-dir', str(work_dir)])
     assert (work_dir / 'epoch_1.pth').is_file()

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import check_dataset
 import cv2
 import mmcv
 import numpy as np
@@ -16,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.data_checks import Split, check_split, check_splits, read_annotations
+from ddetr_plugin.intake.checks import SCALES, check_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -28,8 +28,8 @@ def check_as_it_is(folder):
         for name in ('train', 'val')
         for file in [folder / f'annotations/instances_{name}.json']
     )
-    findings = check_split(train, check_dataset.SCALES, scored=False)
-    return findings + check_split(val, check_dataset.SCALES) + check_splits(train, val)
+    findings = check_split(train, SCALES, scored=False)
+    return findings + check_split(val, SCALES) + check_splits(train, val)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def data(tiny_coco, tmp_path):
 
 
 def test_good_data_has_no_findings(data):
-    train, val, findings = check_dataset.check_folder(data.folder)
+    train, val, findings = check_folder(data.folder)
     assert findings == []
     assert train.image_folder == val.image_folder == data.folder / 'images'
 
@@ -135,7 +135,7 @@ def test_corners_instead_of_sizes_are_recognised(data):
 def test_a_truncated_picture_is_named(data):
     path = data.folder / 'images' / '01.png'
     path.write_bytes(path.read_bytes()[:500])
-    findings = check_dataset.check_folder(data.folder)[2]
+    findings = check_folder(data.folder)[2]
     assert any(f.kind == 'broken pictures' and '01.png' in f.where for f in findings)
 
 
@@ -146,7 +146,7 @@ def test_whatever_a_decoder_raises_is_a_finding(data, monkeypatch):
         raise RuntimeError('Failed to decode frame 0')
 
     monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', fail)
-    findings = check_dataset.check_folder(data.folder)[2]
+    findings = check_folder(data.folder)[2]
     assert any(
         f.kind == 'broken pictures' and f.detail == 'Failed to decode frame 0' for f in findings
     )
@@ -185,7 +185,7 @@ def test_the_smallest_scale_is_that_of_the_custom_config():
     file = find_config('own_images')
     pipeline = Config.fromfile(file).train_dataloader.dataset.pipeline
     scales = next(step.scales for step in pipeline if 'scales' in step)
-    assert (tuple(min(scales)),) == check_dataset.SCALES
+    assert (tuple(min(scales)),) == SCALES
 
 
 def test_every_picture_is_decoded_however_many_there_are(data):
@@ -245,17 +245,17 @@ def test_an_entry_of_another_form_is_refused_by_its_number(data, change, message
 
 def test_a_folder_without_training_annotations_says_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match='instances_train.json'):
-        check_dataset.check_folder(tmp_path)
+        check_folder(tmp_path)
 
 
 def test_a_file_of_another_format_is_refused(data):
     (data.folder / 'annotations/instances_train.json').write_text('[1, 2]')
     with pytest.raises(ValueError, match='not in COCO format'):
-        check_dataset.check_folder(data.folder)
+        check_folder(data.folder)
 
 
 @pytest.mark.parametrize('name', ['bccd', 'chess', 'coco_sample'])
 def test_real_data_sets_pass(name):
     if not (SHARED / name).exists():
         pytest.skip('the data sets are not part of the project')
-    assert not [f for f in check_dataset.check_folder(SHARED / name)[2] if f.level == 'error']
+    assert not [f for f in check_folder(SHARED / name)[2] if f.level == 'error']

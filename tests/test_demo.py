@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import cv2
-import demo
 import numpy as np
 import pytest
 import torch
-from check_dataset import Split, is_scored
 from forked import environment, run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
+from ddetr_plugin.apis import own_training
+from ddetr_plugin.apis.configs import find_config
+from ddetr_plugin.apis.own_data import CUSTOM_CONFIG, DEMO_CONFIG, add_clock, read_config
+from ddetr_plugin.apis.same_training import check_same_training, last_checkpoint
+from ddetr_plugin.cli import run_command
+from ddetr_plugin.data_checks import Split, config_scales, is_scored
 from ddetr_plugin.engine.work_dir.lock import LOCK
 from ddetr_plugin.intake import split_off_validation
 
@@ -74,18 +78,18 @@ def test_the_newest_complete_checkpoint_is_the_last_one_though_the_note_is_of_a_
     trained, tmp_path
 ):
     _, work_dir, *_ = trained
-    assert demo.last_checkpoint(work_dir) == (str(work_dir / 'iter_4.pth'), 4)
-    assert demo.last_checkpoint(tmp_path) == (None, 0)
+    assert last_checkpoint(work_dir) == (str(work_dir / 'iter_4.pth'), 4)
+    assert last_checkpoint(tmp_path) == (None, 0)
     for name in ('iter_4.pth', 'last_checkpoint'):
         shutil.copy(work_dir / name, tmp_path / name)
     shutil.copy(work_dir / 'iter_4.pth', tmp_path / 'iter_2.pth')
     # The note still names the folder that the copy is of.
-    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_4.pth'), 4)
+    assert last_checkpoint(tmp_path) == (str(tmp_path / 'iter_4.pth'), 4)
     path = tmp_path / 'iter_4.pth'
     path.write_bytes(path.read_bytes()[:-100])
-    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
+    assert last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
     path.unlink()
-    assert demo.last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
+    assert last_checkpoint(tmp_path) == (str(tmp_path / 'iter_2.pth'), 2)
 
 
 @pytest.mark.parametrize('metrics', [None, dict(train_seconds=1.0, iterations=3), [], 'cut off'])
@@ -107,9 +111,9 @@ def test_the_metrics_are_those_of_the_checkpoint_and_not_of_the_config(
         def test(self):
             return {'coco/bbox_mAP': 0.5, 'else': 1}
 
-    monkeypatch.setattr(demo, 'build_runner', lambda config: Runner())
-    config = demo.read_config(demo.CUSTOM_CONFIG, {'train_cfg.max_iters': 2}, tmp_path)
-    found = demo.train_and_test(config, tmp_path)
+    monkeypatch.setattr(own_training, 'build_runner', lambda config: Runner())
+    config = read_config(CUSTOM_CONFIG, {'train_cfg.max_iters': 2}, tmp_path)
+    found = own_training.train_and_test(config, tmp_path)
     clock = torch.load(tmp_path / 'iter_4.pth', weights_only=False)['message_hub']['runtime_info']
     seconds = round(clock['train_seconds'], 1)
     assert found == dict(bbox_mAP=0.5, train_seconds=seconds, iterations=4)
@@ -137,7 +141,7 @@ def test_an_interrupted_training_resumes_and_ends_as_an_uninterrupted_one(traine
     _, whole, options, _ = trained
     (tmp_path / 'interrupting_hook.py').write_text(INTERRUPTING_HOOK)
     (tmp_path / 'config.py').write_text(
-        f'_base_ = {str(demo.CUSTOM_CONFIG)!r}\n'
+        f'_base_ = {str(find_config(CUSTOM_CONFIG))!r}\n'
         "custom_imports = dict(imports=['ddetr_plugin', 'interrupting_hook'])\n"
         "custom_hooks = _base_.custom_hooks + [dict(type='mmengine.InterruptAt')]\n"
     )
@@ -239,18 +243,18 @@ def test_another_training_in_the_work_folder_is_not_taken_for_this_one(
     class EvaluatedError(Exception):
         pass
 
-    def evaluate(config, work_dir):
+    def evaluate(config, work_dir, log):
         raise EvaluatedError
 
-    monkeypatch.setattr(demo, 'train_and_test', evaluate)
+    monkeypatch.setattr(own_training, 'train_and_test', evaluate)
     replaced = ['--data', data, '--work-dir', work, *arguments[4:], *options]
-    monkeypatch.setattr('sys.argv', ['demo.py', *map(str, replaced)])
+    replaced = [*map(str, replaced)]
     if message is None:
         with pytest.raises(EvaluatedError):
-            demo.main()
+            run_command('demo', replaced)
         return
     with pytest.raises(SystemExit, match=f'(?s)holds another training:.*{message}.*--work-dir'):
-        demo.main()
+        run_command('demo', replaced)
     after = {path.name: path.stat().st_mtime_ns for path in work.iterdir() if path.name != LOCK}
     assert after == before
 
@@ -266,8 +270,8 @@ def test_wrong_data_stops_before_training(trained, tmp_path):
 
 
 def test_a_folder_without_checkpoints_is_free_for_another_training(tmp_path):
-    demo.check_same_training(tmp_path, dict(classes=('a',)))
-    demo.check_same_training(tmp_path, dict(classes=('b',)))
+    check_same_training(tmp_path, dict(classes=('a',)))
+    check_same_training(tmp_path, dict(classes=('b',)))
     assert json.loads((tmp_path / 'training.json').read_text()) == dict(classes=['b'])
 
 
@@ -306,16 +310,14 @@ def test_one_picture_with_boxes_cannot_be_held_out(tmp_path):
 def test_a_foreign_folder_in_place_of_the_scenes_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('data/demo').mkdir(parents=True)
-    monkeypatch.setattr('sys.argv', ['demo.py'])
     with pytest.raises(SystemExit, match='error: data/demo exists and was not made by .*Move it'):
-        demo.main()
+        run_command('demo', [])
 
 
 def test_a_mistyped_folder_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'dta'])
     with pytest.raises(SystemExit, match='error: dta does not exist'):
-        demo.main()
+        run_command('demo', ['--data', 'dta'])
     assert not list(tmp_path.iterdir())
 
 
@@ -342,26 +344,24 @@ def test_a_config_that_does_not_fit_is_refused_in_plain_words(
 ):
     monkeypatch.chdir(tmp_path)
     if '=' in str(config) or config == '{':
-        Path('config.py').write_text(config.replace('BASE', repr(str(demo.CUSTOM_CONFIG))))
+        Path('config.py').write_text(config.replace('BASE', repr(str(find_config(CUSTOM_CONFIG)))))
         config = 'config.py'
-    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', '--config', str(config)])
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
-        demo.main()
+        run_command('demo', ['--data', 'data', '--config', str(config)])
 
 
-def test_options_that_do_not_fit_the_config_are_named(monkeypatch):
+def test_options_that_do_not_fit_the_config_are_named():
     options = ['--cfg-options', 'train_cfg.max_iters.x=1']
-    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', *options])
     with pytest.raises(SystemExit, match='error: .*--cfg-options do not go together: .*max_iters'):
-        demo.main()
+        run_command('demo', ['--data', 'data', *options])
 
 
 def test_a_config_without_the_clock_gets_it():
-    config = demo.read_config(demo.CUSTOM_CONFIG, dict(custom_hooks=[]), Path('work'))
-    demo.add_clock(config)
+    config = read_config(CUSTOM_CONFIG, dict(custom_hooks=[]), Path('work'))
+    add_clock(config)
     assert config.custom_hooks == [dict(type='ddetr_plugin.TrainClockHook')]
-    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
-    demo.add_clock(config)
+    config = read_config(CUSTOM_CONFIG, None, Path('work'))
+    add_clock(config)
     assert [h.type for h in config.custom_hooks].count('ddetr_plugin.TrainClockHook') == 1
 
 
@@ -377,13 +377,13 @@ def test_a_config_without_the_clock_gets_it():
 )
 def test_an_override_that_nothing_reads_is_refused(key, message):
     with pytest.raises(ValueError, match=f'{key} would have no effect.*{message}'):
-        demo.read_config(demo.CUSTOM_CONFIG, {key: 7}, Path('work'))
+        read_config(CUSTOM_CONFIG, {key: 7}, Path('work'))
 
 
 @pytest.mark.parametrize('iters', [1, 2, 40, 140, 1400, 2801])
 def test_iters_sets_loop_schedule_and_intervals(iters):
-    before = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
-    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'), iters)
+    before = read_config(CUSTOM_CONFIG, None, Path('work'))
+    config = read_config(CUSTOM_CONFIG, None, Path('work'), iters)
     factor = iters / before.train_cfg.max_iters
     interval = max(1, round(350 * factor))
     warm_up, cosine = config.param_scheduler
@@ -406,18 +406,17 @@ def test_iters_sets_loop_schedule_and_intervals(iters):
         assert optimizer.param_groups[0]['lr'] == pytest.approx(0.01, abs=1e-3)
 
 
-def test_iters_and_max_iters_together_are_refused(monkeypatch):
+def test_iters_and_max_iters_together_are_refused():
     options = ['--iters', '3', '--cfg-options', 'train_cfg.max_iters=4']
-    monkeypatch.setattr('sys.argv', ['demo.py', '--data', 'data', *options])
     with pytest.raises(SystemExit, match='--iters and train_cfg.max_iters say the same'):
-        demo.main()
+        run_command('demo', ['--data', 'data', *options])
 
 
 def test_the_scales_of_all_pipelines_are_checked():
-    config = demo.read_config(demo.CUSTOM_CONFIG, None, Path('work'))
-    assert set(demo.config_scales(config)) == {(s, s) for s in (320, 352, 384, 416)}
-    config = demo.read_config(demo.DEMO_CONFIG, None, Path('work'))
-    assert set(demo.config_scales(config)) == {(192, 192)}
+    config = read_config(CUSTOM_CONFIG, None, Path('work'))
+    assert set(config_scales(config)) == {(s, s) for s in (320, 352, 384, 416)}
+    config = read_config(DEMO_CONFIG, None, Path('work'))
+    assert set(config_scales(config)) == {(192, 192)}
 
 
 def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tmp_path):

@@ -9,7 +9,7 @@ from builders import VARIANTS, batch, build, tiny_config
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from ddetr_plugin.engine import launch
+from ddetr_plugin.apis import launch
 
 
 class Recorder(Hook):

@@ -1,7 +1,6 @@
 """DETR, DETR-DC5 and DETR-DC5+: the recipes, and small versions that train, resume and predict."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
@@ -33,14 +33,6 @@ def load(name):
 def build(config, device='cpu'):
     with DefaultScope.overwrite_default_scope('mmdet'), torch.device(device):
         return MODELS.build(copy.deepcopy(config.model))
-
-
-def tool(name):
-    """The module of a script in tools/, which is not a package."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small(name, **changes):
@@ -143,11 +135,10 @@ def test_a_row_trains_resumes_with_the_same_bits_and_predicts(name, tiny_job, tm
         train_dataloader=dict(dataset=dict(indices=4)),
         test_dataloader=dict(dataset=dict(indices=2)),
     )
-    train, test = tool('train'), tool('test')
     through, stopped = tmp_path / 'through', tmp_path / 'stopped'
-    train.main([str(path), '--work-dir', str(through)])
+    run_command('train', [str(path), '--work-dir', str(through)])
     options = ['--work-dir', str(stopped), '--resume', str(through / 'epoch_1.pth')]
-    train.main([str(path), *options])
+    run_command('train', [str(path), *options])
     first, second = (
         torch.load(folder / 'epoch_2.pth')['state_dict'] for folder in (through, stopped)
     )
@@ -155,5 +146,7 @@ def test_a_row_trains_resumes_with_the_same_bits_and_predicts(name, tiny_job, tm
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert all(weight.isfinite().all() for weight in first.values())
     capsys.readouterr()
-    test.main([str(path), str(through / 'epoch_2.pth'), '--work-dir', str(tmp_path / 'test')])
+    run_command(
+        'test', [str(path), str(through / 'epoch_2.pth'), '--work-dir', str(tmp_path / 'test')]
+    )
     assert 'Average Precision' in capsys.readouterr().out

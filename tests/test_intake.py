@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import check_dataset
 import cv2
 import numpy as np
 import pytest
@@ -25,9 +24,11 @@ from layouts import (
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ddetr_plugin.apis.config_reading import load_config
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.data_checks import check_config
-from ddetr_plugin.engine.launch import load_config
 from ddetr_plugin.intake import read_folder, repair_config
+from ddetr_plugin.intake.checks import check_data
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def folder(tmp_path, items):
 
 
 def errors(data):
-    return [f.kind for f in check_dataset.check_data(data) if f.level == 'error']
+    return [f.kind for f in check_data(data) if f.level == 'error']
 
 
 def truth(items):
@@ -495,7 +496,7 @@ def test_a_folder_without_annotations_says_what_is_read(tmp_path, items):
 
 def test_the_tool_writes_what_it_read_in_coco_format(tmp_path, items, capsys):
     LAYOUTS['yolo_roboflow'](tmp_path / 'data', items)
-    check_dataset.main([str(tmp_path / 'data'), '--write', str(tmp_path / 'out')])
+    run_command('check', [str(tmp_path / 'data'), '--write', str(tmp_path / 'out')])
     assert 'Read as YOLO' in capsys.readouterr().out
     again = read_folder(tmp_path / 'out/instances_train.json')
     assert boxes(again.train.content) == boxes(truth(items[:6]))

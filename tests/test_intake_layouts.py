@@ -2,7 +2,6 @@
 
 import hashlib
 
-import check_dataset
 import pytest
 import torch
 from builders import tiny_config
@@ -16,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ddetr_plugin.data_checks import has_errors
 from ddetr_plugin.intake import read_folder
+from ddetr_plugin.intake.checks import check_data
 from ddetr_plugin.registry import MODELS
 
 
@@ -66,7 +66,7 @@ def test_boxes_and_images_are_those_that_were_annotated(folders, name, tmp_path)
         assert boxes_by_image(data.val) == boxes_of(splits['val'])
     for split in filter(None, (data.train, data.val)):
         assert sorted(split.classes) == sorted(CLASSES) and split.classes == data.train.classes
-    assert not has_errors(check_dataset.check_data(data))
+    assert not has_errors(check_data(data))
     data.place(tmp_path).write(tmp_path)
     assert digests(folder) == before
 

@@ -7,7 +7,8 @@ import torch
 from forked import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_tools import tool
+
+from ddetr_plugin.cli import run_command
 
 # Largest differences allowed, on pictures of 64 x 48 pixels. Products of matrices of other sizes
 # sum in another order: some 1e-6 of a score, 1e-4 of a pixel.
@@ -56,7 +57,7 @@ def test_detections_do_not_depend_on_batch_order_workers_or_processes(job, tmp_p
 
     def tested(name, *options):
         results, given = arguments(name, *options, f'experiment_name={name}')
-        tool('test').main(given)
+        run_command('test', given)
         return detections(results)
 
     wanted = tested('one', 'test_dataloader.batch_size=1')

@@ -16,7 +16,8 @@ from test_distributed import (
     train,
 )
 
-from ddetr_plugin.engine import launch
+from ddetr_plugin.apis import launch
+from ddetr_plugin.apis.config_reading import load_config
 from ddetr_plugin.registry import MODELS
 
 BACKBONES = {
@@ -117,7 +118,7 @@ def test_a_model_of_somebody_else_is_frozen_before_the_launcher_wraps_it(tiny_jo
         return model
 
     monkeypatch.setattr(Runner, 'wrap_model', wrap)
-    config = launch.load_config(tiny_job())
+    config = load_config(tiny_job())
     config.model = dict(type='ddetr_plugin.LateFreezing')
     launch.build_runner(config)
     assert seen == [['head.weight', 'head.bias']]

@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import predict
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
-from test_tools import tool
 
 from ddetr_plugin.checkpoints import CheckpointFileError, install_checkpoint_loader
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,11 +42,11 @@ def malicious(tmp_path, mark):
 
 @pytest.fixture
 def refused(malicious, mark, capsys):
-    """Calls a tool, and checks that it ends with a message and without running anything."""
+    """Runs a command, and checks that it ends with a message and without running anything."""
 
-    def check(main, arguments):
+    def check(command, arguments):
         with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
+            run_command(command, [str(argument) for argument in arguments])
         message = f'{stopped.value.code} {capsys.readouterr().err}'
         assert 'malicious.pth is not only weights: its pickle asks to run' in message
         assert 'system. Nothing was run.' in message
@@ -68,27 +67,19 @@ def test_the_attack_works_where_nothing_refuses_it(malicious, mark):
 )
 def test_training_refuses_it(tiny_job, malicious, refused, options):
     options = [option.format(malicious) for option in options]
-    refused(tool('train').main, [tiny_job(train_cfg=dict(max_epochs=1)), *options])
+    refused('train', [tiny_job(train_cfg=dict(max_epochs=1)), *options])
 
 
 def test_testing_refuses_it(tiny_job, malicious, refused):
-    refused(tool('test').main, [tiny_job(), malicious])
+    refused('test', [tiny_job(), malicious])
 
 
-def test_converting_refuses_it(malicious, refused, tmp_path, monkeypatch):
-    def main(arguments):
-        monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *arguments])
-        tool('convert_checkpoint').main()
-
-    refused(main, [malicious, tmp_path / 'out.pth'])
+def test_converting_refuses_it(malicious, refused, tmp_path):
+    refused('convert', [malicious, tmp_path / 'out.pth'])
 
 
-def test_predicting_refuses_it(tiny_job, tiny_coco, malicious, refused, tmp_path, monkeypatch):
-    def main(arguments):
-        monkeypatch.setattr(sys, 'argv', ['predict.py', *arguments])
-        predict.main()
-
-    refused(main, [tiny_coco.images, tiny_job(), malicious, '--out', tmp_path / 'out'])
+def test_predicting_refuses_it(tiny_job, tiny_coco, malicious, refused, tmp_path):
+    refused('predict', [tiny_coco.images, tiny_job(), malicious, '--out', tmp_path / 'out'])
 
 
 VIT = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=8)
@@ -131,7 +122,7 @@ def test_a_config_without_anything_of_ours_loads_as_safely(malicious, mark):
     """The tools install the loader themselves: no component of ours has to be built for it."""
     code = (
         'import sys, ddetr_plugin\n'
-        'from ddetr_plugin.engine import launch\n'
+        'from ddetr_plugin.apis import launch\n'
         'from mmengine.runner import CheckpointLoader\n'
         'class Config(dict):\n'
         '    launcher = "none"\n'
@@ -176,4 +167,4 @@ def test_every_load_in_the_sources_says_that_it_takes_weights_only():
                 if keywords.get('weights_only') != 'True':
                     trusting.append(path.name)
     assert checked >= 3
-    assert trusting == ['loading.py']
+    assert trusting == ['safe_loading.py']

@@ -1,6 +1,5 @@
 """The metrics in configs, tools and several processes."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,19 +10,14 @@ from forked import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ddetr_plugin.apis.drawing import draw_pairs
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import config_files
+from ddetr_plugin.data_checks import Split
 from ddetr_plugin.registry import METRICS
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = list(config_files().values())
-
-
-def tool(name):
-    """The module of a script in tools/, which is not a package."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -63,7 +57,7 @@ def broken(tiny_job, tmp_path):
 
 def test_boxes_of_nan_end_a_test_with_image_and_query(broken, capsys):
     with pytest.raises(SystemExit) as end:
-        tool('test').main(list(broken))
+        run_command('test', list(broken))
     assert end.value.code == 1
     message = capsys.readouterr().err
     assert 'the box of query ' in message and '01.png' in message and 'not finite' in message
@@ -71,20 +65,16 @@ def test_boxes_of_nan_end_a_test_with_image_and_query(broken, capsys):
 
 def test_a_config_that_names_mmdets_metric_gets_it(broken, tmp_path, capsys):
     """With its faults: to it, boxes of NaN are hits."""
-    tool('test').main([*broken, '--cfg-options', 'test_evaluator.type=CocoMetric'])
+    run_command('test', [*broken, '--cfg-options', 'test_evaluator.type=CocoMetric'])
     (scores,) = (tmp_path / 'out').glob('*/*.json')
     assert json.loads(scores.read_text())['coco/bbox_mAP'] > 0
 
 
-def test_detections_that_are_not_finite_are_not_drawn(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / 'tools')
-    import report
-    from check_dataset import Split
-
+def test_detections_that_are_not_finite_are_not_drawn(tmp_path):
     content = dict(images=[], annotations=[], categories=[dict(id=1, name='person')])
     split = Split('val', tmp_path / 'val.json', tmp_path, content)
     file = tmp_path / 'val.bbox.json'
     row = dict(image_id=3, category_id=1, bbox=[1, 2, float('nan'), 4], score=0.9)
     file.write_text(json.dumps([row]))
     with pytest.raises(ValueError, match='on image 3, is not finite'):
-        report.draw_detections(split, file, tmp_path)
+        draw_pairs(split, file, tmp_path)

@@ -9,9 +9,9 @@ import mmdet.datasets
 import pytest
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
-from test_tools import tool
 
 from ddetr_plugin import mmdet_tool
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.datasets import LoadImageResized, with_mmdet_loaders
 
 CHECKED = dict(
@@ -57,7 +57,7 @@ def test_tools_run_by_name_and_by_path(tiny_job, tmp_path, capsys):
     config.dump(path)
     mmdet_tool.main(['print_config', path])
     assert 'ddetr_plugin.LoadImageChecked' in capsys.readouterr().out
-    tool('train').main([path])
+    run_command('train', [path])
     weights = str(tmp_path / 'work' / 'epoch_1.pth')
     mmdet_tool.main(
         [str(mmdet_tool.find_tool('test.py')), path, weights, '--out', str(predictions)]

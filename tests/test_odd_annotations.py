@@ -4,10 +4,10 @@ import copy
 import json
 import shutil
 
-import check_dataset
 import pytest
 from mmengine.config import Config
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.data_checks import (
     Split,
     check_annotations,
@@ -24,6 +24,7 @@ from ddetr_plugin.data_checks.box_forms import BOX_FORMS, normalised_form
 from ddetr_plugin.data_checks.reading import PLAIN, encoding_of
 from ddetr_plugin.data_checks.segments import check_segments
 from ddetr_plugin.data_checks.whereabouts import Whereabouts
+from ddetr_plugin.intake.checks import describe
 
 SIZE = WIDTH, HEIGHT = 200, 100
 
@@ -405,18 +406,18 @@ def test_normalised_boxes_of_a_folder_are_read_by_an_option(tiny_coco, tmp_path,
     file.write_text(json.dumps(content))
     before = file.read_bytes()
     with pytest.raises(SystemExit) as stopped:
-        check_dataset.main([str(folder)])
+        run_command('check', [str(folder)])
     assert stopped.value.code == 1
     printed = capsys.readouterr().out
     assert 'error: boxes that are normalised to 0..1 (1)' in printed
     assert 'read them by --boxes normalised' in printed
-    check_dataset.main([str(folder), '--boxes', 'normalised'])
+    run_command('check', [str(folder), '--boxes', 'normalised'])
     assert 'nothing stands in the way' in capsys.readouterr().out
     assert file.read_bytes() == before
 
 
 def test_the_summary_does_not_count_images_in_a_folder_that_is_not_there(tmp_path):
     split = Split('train', tmp_path / 'a.json', tmp_path / 'images', make_content())
-    assert 'which does not exist' in check_dataset.describe(split)
+    assert 'which does not exist' in describe(split)
     (tmp_path / 'images').mkdir()
-    assert 'which does not exist' not in check_dataset.describe(split)
+    assert 'which does not exist' not in describe(split)

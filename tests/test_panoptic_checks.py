@@ -4,16 +4,15 @@ import copy
 import json
 from pathlib import Path
 
-import check_dataset
 import cv2
 import numpy as np
 import pytest
-import train as train_tool
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from panoptic_cases import CLASSES, METAINFO, NUM_CLASSES, NUM_THINGS, make_scene, write_scenes
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.data_checks import check_config
 from ddetr_plugin.datasets.load_panoptic import decode_segment_ids
@@ -328,7 +327,7 @@ def test_the_tools_stop_on_a_missing_map_and_say_what_to_do(job, tmp_path, capsy
     path = tmp_path / 'config.py'
     job.config.dump(path)
     with pytest.raises(SystemExit) as stopped:
-        train_tool.main([str(path), '--work-dir', str(tmp_path / 'out')])
+        run_command('train', [str(path), '--work-dir', str(tmp_path / 'out')])
     assert stopped.value.code == 1
     assert not (tmp_path / 'out').exists()
     printed = capsys.readouterr()
@@ -336,5 +335,5 @@ def test_the_tools_stop_on_a_missing_map_and_say_what_to_do(job, tmp_path, capsy
     assert 'what to do: put it there, or remove picture 2 from the annotations' in printed.out
     report = tmp_path / 'report.json'
     with pytest.raises(SystemExit):
-        check_dataset.main(['--config', str(path), '--json', str(report)])
+        run_command('check', ['--config', str(path), '--json', str(report)])
     assert json.loads(report.read_text())['counts']['error'] == 1

@@ -1,6 +1,5 @@
 """Panoptic models from configs through our tools: training, PQ, and a missing panopticapi."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -21,20 +20,13 @@ from panoptic_cases import (
     write_scenes,
 )
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.compat import MissingPanopticAPIError, require_panopticapi
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = find_config('deformable-detr-panoptic_r50_16xb2-50e_coco')
-
-
-def tool(name):
-    """The module of a script in tools/, which is not a package."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small_model():
@@ -125,7 +117,7 @@ def test_a_training_learns_the_maps_of_things_and_stuff(tiny_job, tmp_path):
             'default_hooks.checkpoint': dict(by_epoch=False, interval=180),
         },
     )
-    tool('train').main([str(path), '--work-dir', str(tmp_path / 'out')])
+    run_command('train', [str(path), '--work-dir', str(tmp_path / 'out')])
     config = Config.fromfile(path)
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(config.train_dataloader.dataset)
@@ -145,13 +137,13 @@ def test_the_tools_validate_save_the_best_and_test_by_panoptic_quality(tiny_job,
     file = write_scenes(tmp_path / 'data', [make_scene(seed, crowd=True) for seed in range(3)])
     path = panoptic_job(tiny_job, file, log_level='INFO', **{'train_cfg.max_epochs': 1})
     out = tmp_path / 'out'
-    tool('train').main([str(path), '--work-dir', str(out)])
+    run_command('train', [str(path), '--work-dir', str(out)])
     (best,) = out.glob('best_coco_panoptic_PQ_epoch_1.pth')
     (log,) = out.glob('*/*.log')
     text = log.read_text()
     assert 'Panoptic Evaluation Results' in text and 'coco_panoptic/PQ_st' in text
     command = [str(path), str(best), '--work-dir', str(tmp_path / 'test'), '--show-dir', 'drawn']
-    tool('test').main(command)
+    run_command('test', command)
     (scores,) = (tmp_path / 'test').glob('*/*.json')
     (logged,) = (
         entry
@@ -179,7 +171,7 @@ def test_without_panopticapi_the_tools_say_at_once_how_to_install_it(
     weights.touch()
     for name, arguments in (('train', []), ('test', [str(weights)])):
         with pytest.raises(SystemExit) as end:
-            tool(name).main([str(path), *arguments, '--work-dir', str(tmp_path / 'out')])
+            run_command(name, [str(path), *arguments, '--work-dir', str(tmp_path / 'out')])
         message = capsys.readouterr().err
         assert end.value.code == 2
         assert "needs COCO's panopticapi (CocoPanopticMetric)" in message

@@ -1,7 +1,6 @@
 """tools/predict.py on pictures, files and folders of every kind."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,12 +14,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.registry import MODELS
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
-import predict
-
+from ddetr_plugin import apis
 from ddetr_plugin.apis import PredictionPipeline, detect, load_model
+from ddetr_plugin.cli import run_command
+from ddetr_plugin.registry import MODELS
 
 
 @pytest.fixture
@@ -37,15 +34,13 @@ def job(tiny_job, tiny_coco, tmp_path):
 
 
 @pytest.fixture
-def run(job, monkeypatch):
+def run(job):
     """Runs the tool and returns its exit status: 0, 1, or a message."""
 
     def call(images, out, *options, config=job[0], checkpoint=job[1]):
-        arguments = ['predict.py', images, config, checkpoint, '--out', out, '--score-thr', 0]
-        arguments += options
-        monkeypatch.setattr(sys, 'argv', [*map(str, arguments), '--device', 'cpu'])
+        arguments = [images, config, checkpoint, '--out', out, '--score-thr', 0, *options]
         try:
-            predict.main()
+            run_command('predict', [*map(str, arguments), '--device', 'cpu'])
         except SystemExit as end:
             return end.code
         return 0
@@ -102,14 +97,14 @@ def test_a_drawing_that_cannot_be_written_is_an_error(run, tmp_path):
 
 
 def test_a_picture_too_large_for_the_memory_does_not_end_the_others(run, tmp_path, monkeypatch):
-    original = predict.detect
+    original = apis.detect
 
     def fail(model, pipeline, path, image_id):
         if path.name == 'large.png':
             raise torch.OutOfMemoryError('tried to allocate 1 TiB')
         return original(model, pipeline, path, image_id)
 
-    monkeypatch.setattr(predict, 'detect', fail)
+    monkeypatch.setattr(apis, 'detect', fail)
     picture(tmp_path / 'pictures' / 'large.png', 50)
     picture(tmp_path / 'pictures' / 'whole.png')
     assert run(tmp_path / 'pictures', tmp_path / 'out') == 1

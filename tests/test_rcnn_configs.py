@@ -1,8 +1,6 @@
 """Faster R-CNN and Sparse R-CNN: they need full mmcv, and say so where it is missing."""
 
 import copy
-import importlib.util
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import ddetr_plugin  # noqa: F401  before mmcv
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
@@ -25,14 +24,6 @@ needs_mmcv_lite = pytest.mark.skipif(COMPILED, reason='mmcv has its compiled ext
 
 def load(name):
     return Config.fromfile(find_config(name))
-
-
-def tool(name):
-    """The module of a script in tools/, which is not a package."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build(model):
@@ -101,22 +92,20 @@ def test_only_giou_trains_the_boxes_of_faster_rcnn():
     indirect=['job'],
 )
 def test_without_operators_every_tool_says_which_are_missing_and_what_to_install(
-    name, job, tmp_path, capsys, monkeypatch
+    name, job, tmp_path, capsys
 ):
     checkpoint = tmp_path / 'weights.pth'
     torch.save(dict(state_dict=build(Config.fromfile(job).model).state_dict()), checkpoint)
     if name == 'predict':
-        monkeypatch.syspath_prepend(str(REPO / 'tools'))
         picture = next((REPO / 'docs').glob('*.png'))
-        arguments = ['predict.py', str(picture), str(job), str(checkpoint), '--out', str(tmp_path)]
-        monkeypatch.setattr(sys, 'argv', arguments)
+        arguments = [str(picture), str(job), str(checkpoint), '--out', str(tmp_path)]
         with pytest.raises(SystemExit) as stop:
-            tool(name).main()
+            run_command(name, arguments)
         message = stop.value.code
     else:
         arguments = [str(job)] + ([str(checkpoint)] if name == 'test' else [])
         with pytest.raises(SystemExit) as stop:
-            tool(name).main([*arguments, '--work-dir', str(tmp_path / 'out')])
+            run_command(name, [*arguments, '--work-dir', str(tmp_path / 'out')])
         assert stop.value.code == 2
         message = capsys.readouterr().err
     assert "needs mmcv's compiled operators (RoIAlign)" in message
@@ -160,7 +149,7 @@ def test_an_operator_that_is_only_called_is_named_when_it_is(tiny_job, tmp_path,
     )
     path = tiny_job(model=model, train_cfg=dict(max_epochs=1))
     with pytest.raises(SystemExit) as stop:
-        tool('train').main([str(path), '--work-dir', str(tmp_path / 'out')])
+        run_command('train', [str(path), '--work-dir', str(tmp_path / 'out')])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert 'mmcv.ops needs the compiled op "nms"' in message
@@ -170,10 +159,10 @@ def test_an_operator_that_is_only_called_is_named_when_it_is(tiny_job, tmp_path,
 @needs_full_mmcv
 def test_with_operators_they_train_and_predict(job, tmp_path, capsys):
     out = tmp_path / 'out'
-    tool('train').main([str(job), '--work-dir', str(out)])
+    run_command('train', [str(job), '--work-dir', str(out)])
     weights = torch.load(out / 'epoch_1.pth')['state_dict']
     assert all(weight.isfinite().all() for weight in weights.values())
     capsys.readouterr()
     arguments = [str(job), str(out / 'epoch_1.pth'), '--work-dir', str(tmp_path / 'test')]
-    tool('test').main(arguments)
+    run_command('test', arguments)
     assert 'Average Precision' in capsys.readouterr().out

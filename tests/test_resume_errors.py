@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_tools import tool
+
+from ddetr_plugin.cli import run_command
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_one_message(tiny_job, tmp_path, capsys):
-    train = tool('train')
     config = tiny_job(train_cfg=dict(max_epochs=1))
-    train.main([str(config)])
+    run_command('train', [str(config)])
     whole = tmp_path / 'work' / 'epoch_1.pth'
     (best,) = whole.parent.glob('best_*.pth')
     content = torch.load(whole)
@@ -36,7 +36,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_one_message(tiny_job, tm
         arguments = [str(config), '--work-dir', str(folder), '--resume', str(path)]
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            train.main([*arguments, '--cfg-options', f'experiment_name={i}', *options])
+            run_command('train', [*arguments, '--cfg-options', f'experiment_name={i}', *options])
         assert stop.value.code == 1
         errors = capsys.readouterr().err
         assert message in errors, errors

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_tools import tool
 
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.engine import AtomicCheckpointHook, WorkDirInUseError
 from ddetr_plugin.engine.work_dir.durable_files import PARTIAL
 from ddetr_plugin.engine.work_dir.lock import LOCK, lock_work_dir
@@ -46,7 +46,7 @@ def test_a_second_training_stops_before_it_writes_anything(tiny_job, tmp_path, c
     work_dir = tmp_path / 'work'
     with another_process(work_dir) as holder:
         with pytest.raises(SystemExit) as stop:
-            tool('train').main([str(tiny_job())])
+            run_command('train', [str(tiny_job())])
         assert stop.value.code == 2
         message = capsys.readouterr().err
         assert f'{work_dir} is in use: process {holder} on ' in message
@@ -57,7 +57,7 @@ def test_a_second_training_stops_before_it_writes_anything(tiny_job, tmp_path, c
 def test_a_work_folder_that_cannot_be_written_is_named_with_the_remedy(tiny_job, capsys):
     path = tiny_job()
     with pytest.raises(SystemExit) as stop:
-        tool('train').main([str(path), '--work-dir', f'{path}/work'])
+        run_command('train', [str(path), '--work-dir', f'{path}/work'])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert f'nothing can be written to {path}/work: ' in message

@@ -26,7 +26,9 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import VISUALIZERS
 
 import ddetr_plugin  # noqa: F401
-from ddetr_plugin.engine import launch
+from ddetr_plugin.apis.config_reading import load_config
+from ddetr_plugin.apis.launch import build_runner
+from ddetr_plugin.engine.processes import leave_processes
 
 PATIENCE = 6000  # looks, a hundredth of a second apart, until a process is said to hang
 
@@ -83,9 +85,9 @@ def die_in(stage, number):
 def train(request):
     os.environ.update(request.get('environment', {}))
     launcher = 'pytorch' if 'environment' in request else 'none'
-    config = launch.load_config(request['config'], work_dir=request['work_dir'], launcher=launcher)
+    config = load_config(request['config'], work_dir=request['work_dir'], launcher=launcher)
     config.resume = request['resume']
-    runner = launch.build_runner(config)
+    runner = build_runner(config)
     if request.get('die_at'):
         die_at_change(request['work_dir'], request['die_at'])
     if request.get('die_in_write'):
@@ -93,7 +95,7 @@ def train(request):
     if request.get('die_in'):
         runner.register_hook(die_in(*request['die_in']), priority='LOWEST')
     runner.train()
-    launch.leave_processes()
+    leave_processes()
     if not request.get('result'):
         return
     state = dict(model=runner.model.state_dict(), optimizer=runner.optim_wrapper.state_dict())

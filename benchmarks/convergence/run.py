@@ -16,9 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_demo_data
 import torch
-from demo import (
+
+from benchmarks.convergence.models import MODELS, make_model
+from benchmarks.figures import draw_accuracy, spread
+from benchmarks.processes import tool_command
+from benchmarks.record import environment
+from benchmarks.table.accuracy import read_curve
+from ddetr_plugin.apis.demo_data import make_demo_data
+from ddetr_plugin.apis.own_data import (
     DEMO_CONFIG,
     DEMO_DATA,
     add_clock,
@@ -27,12 +33,6 @@ from demo import (
     find_data,
     read_config,
 )
-
-from benchmarks.convergence.models import MODELS, make_model
-from benchmarks.figures import draw_accuracy, spread
-from benchmarks.processes import tool_command
-from benchmarks.record import environment
-from benchmarks.table.accuracy import read_curve
 
 DONE = 'finished'
 
@@ -71,7 +71,7 @@ def make_config(name, seed, args, train, val):
         args: of the command line.
         train, val: check_dataset.Split.
     """
-    config = read_config(str(DEMO_CONFIG), None, None, args.steps)
+    config = read_config(DEMO_CONFIG, None, None, args.steps)
     classes = class_names(train)
     config.model = make_model(name, config.model, len(classes), args.queries)
     # Digits are not what they are when mirrored; what else there is, is.
@@ -163,7 +163,7 @@ def main(arguments=None):
     parser, args = parse_args(arguments)
     try:
         if args.data is None:
-            make_demo_data.make(DEMO_DATA)
+            make_demo_data(DEMO_DATA)
         data = find_data(args.data or DEMO_DATA, [(args.image_size, args.image_size)])
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -25,13 +25,14 @@ import time
 from pathlib import Path
 
 import cv2
-import make_demo_data
 import numpy as np
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.apis import PredictionPipeline, detect
+from ddetr_plugin.apis.config_reading import load_config
+from ddetr_plugin.apis.demo_data import make_demo_data
+from ddetr_plugin.apis.launch import build_runner
 from ddetr_plugin.config_files import find_config
-from ddetr_plugin.engine.launch import build_runner, load_config
 
 # isort: split
 from mmengine.hooks import Hook
@@ -135,7 +136,7 @@ def make_config(path, work_dir):
     """The config to train with: `path`, or else the demo's with scenes of many sizes."""
     config = load_config(path or DEMO_CONFIG, work_dir=work_dir)
     if path is None:
-        make_demo_data.make(DEMO_DATA)
+        make_demo_data(DEMO_DATA)
         for step in config.train_dataloader.dataset.pipeline:
             if step.type == 'Resize':
                 step.clear()

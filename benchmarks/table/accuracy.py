@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from report import read_scalars
-
 from benchmarks.processes import last_words, run, tool_command
+from ddetr_plugin.apis.curves import read_scalars
 
 __all__ = ['METRICS', 'evaluate_checkpoint', 'read_accuracy', 'read_curve', 'read_unit']
 

@@ -20,7 +20,7 @@ import torch
 
 import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.config_types import has_type
-from ddetr_plugin.engine.launch import keep_freed_memory
+from ddetr_plugin.engine.host_memory import keep_freed_memory
 from ddetr_plugin.registry import MODELS
 
 # isort: split

@@ -6,12 +6,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.training.models import SIZES, VARIANTS
-from ddetr_plugin.engine.precision import (
-    AUTO,
-    SlowPrecisionError,
-    add_amp_option,
-    require_gain,
-)
+from ddetr_plugin.cli.options import add_amp_option
+from ddetr_plugin.engine.precision import AUTO, SlowPrecisionError, require_gain
 
 
 def parse_args(description, arguments=None):

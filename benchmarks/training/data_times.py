@@ -132,7 +132,8 @@ def training_waits(steps, picture_size=PICTURE):
     Returns:
         dict of milliseconds: medians of `data_time_ms` and `step_ms`, and `longest_wait_ms`.
     """
-    from ddetr_plugin.engine.launch import build_runner, load_config
+    from ddetr_plugin.apis.config_reading import load_config
+    from ddetr_plugin.apis.launch import build_runner
 
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder), 64, picture_size)

@@ -5,11 +5,11 @@ import logging
 from typing import NamedTuple
 
 import torch
-from ddetr_plugin.checkpoints.libraries import mmdet_model
 from mmengine.config import Config
 
 from benchmarks.processes import ROOT
 from ddetr_plugin.checkpoints import export
+from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
 from ddetr_plugin.registry import MODELS
 
 BASE = ROOT / 'configs' / '_base_' / 'models' / 'deformable_detr_r50.py'

@@ -19,7 +19,7 @@ from benchmarks.processes import module_command, variables
 from benchmarks.timing import milliseconds
 from benchmarks.training.models import Setup, build, model_config
 from benchmarks.training.step import Clock, autocast, make_optimizer, training_step, watch_loss
-from ddetr_plugin.engine.launch import keep_freed_memory
+from ddetr_plugin.engine.host_memory import keep_freed_memory
 
 
 class Worker:

@@ -12,9 +12,10 @@ from ddetr_plugin.data_checks.configs import (
 from ddetr_plugin.data_checks.entries import is_scored
 from ddetr_plugin.data_checks.findings import (
     SHOWN,
+    DataError,
     Finding,
+    describe_findings,
     has_errors,
-    print_findings,
     write_report,
 )
 from ddetr_plugin.data_checks.pictures import check_pictures, find_missing, rescale_size
@@ -33,6 +34,7 @@ __all__ = [
     'BOX_FORMS',
     'PLAIN',
     'SHOWN',
+    'DataError',
     'Finding',
     'Split',
     'box_datasets',
@@ -46,12 +48,12 @@ __all__ = [
     'check_splits',
     'config_scales',
     'dataset_folder',
+    'describe_findings',
     'encoding_of',
     'find_missing',
     'has_checked_data',
     'has_errors',
     'is_scored',
-    'print_findings',
     'read_annotations',
     'read_json',
     'require_coco',

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ['SHOWN', 'Finding', 'has_errors', 'print_findings', 'write_report']
+__all__ = ['SHOWN', 'DataError', 'Finding', 'describe_findings', 'has_errors', 'write_report']
 
-SHOWN = 5  # findings of a kind that are printed
+SHOWN = 5  # findings of a kind that are described
 LEVELS = ('error', 'warning', 'note')
 
 
@@ -46,19 +46,37 @@ def has_errors(findings: Iterable[Finding]) -> bool:
     return any(finding.level == 'error' for finding in findings)
 
 
-def print_findings(findings: Sequence[Finding]) -> bool:
-    """Prints findings by kind, the worst first, and returns whether one of them is an error."""
+class DataError(ValueError):
+    """Data on which a training would fail or go wrong.
+
+    Attributes:
+        findings: all that were found, warnings and notes, too.
+    """
+
+    def __init__(self, findings: Sequence[Finding], remedy: str):
+        """`remedy` says what to do, in a sentence without its full stop."""
+        errors = [finding for finding in findings if finding.level == 'error']
+        more = f', and {len(errors) - 1} more errors' if len(errors) > 1 else ''
+        super().__init__(
+            'training on this data would fail or go wrong: '
+            f'{errors[0].kind}, {errors[0].where}{more}. {remedy}'
+        )
+        self.findings = findings
+
+
+def describe_findings(findings: Sequence[Finding]) -> list[str]:
+    """Lines on findings by kind, the worst first, a few of each."""
     kinds: dict[tuple, list[Finding]] = {}
     for finding in findings:
         kinds.setdefault((LEVELS.index(finding.level), finding.kind), []).append(finding)
+    lines = []
     for (level, kind), group in sorted(kinds.items()):
-        print(f'{LEVELS[level]}: {kind} ({len(group)})')
-        for finding in group[:SHOWN]:
-            print(f'    {finding.where}')
+        lines.append(f'{LEVELS[level]}: {kind} ({len(group)})')
+        lines += [f'    {finding.where}' for finding in group[:SHOWN]]
         if len(group) > SHOWN:
-            print(f'    ... and {len(group) - SHOWN} more')
-        print(f'    what to do: {group[0].remedy}')
-    return has_errors(findings)
+            lines.append(f'    ... and {len(group) - SHOWN} more')
+        lines.append(f'    what to do: {group[0].remedy}')
+    return lines
 
 
 def write_report(path: str | Path, findings: Sequence[Finding], about: dict) -> None:

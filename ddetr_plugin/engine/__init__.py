@@ -1,4 +1,4 @@
-"""How training runs: mixed precision, sharding, exact resumption, start-up of the tools."""
+"""How training runs: mixed precision, sharding, exact resumption, processes and memory."""
 
 from ddetr_plugin.engine.hooks.atomic_checkpoint import AtomicCheckpointHook, CheckpointError
 from ddetr_plugin.engine.hooks.bad_numbers import BadNumberHook

@@ -4,7 +4,6 @@ A CPU without instructions for 16-bit products computes them many times slower t
 Which do is measured, not looked up: by one matrix product and one convolution.
 """
 
-import argparse
 import statistics
 import time
 import warnings
@@ -14,14 +13,13 @@ import torch.nn.functional as nnf
 from mmengine.device import get_device
 
 from ddetr_plugin.config_types import has_type, type_name
-from ddetr_plugin.engine.launch import is_first
 from ddetr_plugin.engine.optimizers.autocast import DTYPES
+from ddetr_plugin.engine.processes import is_first
 
 __all__ = [
     'AUTO',
     'FORCE',
     'SlowPrecisionError',
-    'add_amp_option',
     'require_gain',
     'set_precision',
     'set_test_precision',
@@ -30,7 +28,6 @@ __all__ = [
 
 AUTO, FORCE = 'auto', 'force'
 ROUNDS = 5
-HELP = 'refused where this CPU is slower with it, unless --amp force'
 
 
 class SlowPrecisionError(ValueError):
@@ -110,28 +107,6 @@ def _warn_if_slow(dtype, what):
             f'{what} computes in 16 bits, but {_found(dtype, ratio)}; float32 would be faster',
             stacklevel=3,
         )
-
-
-def _amp_value(value):
-    # argparse hands over the value that stands for none, too.
-    if value not in (AUTO, FORCE):
-        raise argparse.ArgumentTypeError(
-            f"takes no value or 'force', got {value!r}; if that is another argument, put it "
-            'before --amp'
-        )
-    return value
-
-
-def add_amp_option(parser, what):
-    """Add --amp to an argparse parser: `amp` is None, 'auto' or 'force'.
-
-    Args:
-        parser: the parser.
-        what: what it does, for the help.
-    """
-    parser.add_argument(
-        '--amp', nargs='?', const=AUTO, type=_amp_value, metavar=FORCE, help=f'{what}; {HELP}'
-    )
 
 
 def _on_cpu():

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
-from demo import DEMO_CONFIG, read_config
 from mmengine.config import DictAction
 
 from benchmarks import processes
 from benchmarks.long_runs import amp_accuracy, rounded_products
 from benchmarks.long_runs.rounded_products import RoundedProducts
+from ddetr_plugin.apis.own_data import DEMO_CONFIG, read_config
 
 
 def metrics(*maps):

@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from demo import DEMO_CONFIG
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
@@ -15,6 +14,8 @@ from mmengine.registry import DefaultScope
 from benchmarks.batches import random_batch
 from benchmarks.convergence import models
 from benchmarks.convergence import run as convergence
+from ddetr_plugin.apis.configs import find_config
+from ddetr_plugin.apis.own_data import DEMO_CONFIG
 from ddetr_plugin.models.backbones.efficientnet_lite import DilatedEfficientNetLite0
 from ddetr_plugin.registry import MODELS
 
@@ -34,7 +35,7 @@ def folder(tiny_coco, tmp_path):
 @pytest.mark.parametrize('name', models.MODELS)
 def test_every_model_has_the_demos_backbone_width_depth_and_gives_losses(name):
     register_all_modules(init_default_scope=False)
-    demo = Config.fromfile(DEMO_CONFIG).model
+    demo = Config.fromfile(find_config(DEMO_CONFIG)).model
     before = demo.to_dict()
     config = models.make_model(name, demo, 3, 7)
     assert demo.to_dict() == before

@@ -111,7 +111,7 @@ def test_a_short_soak_passes_and_fails_where_predicting_leaks(
 FORK = """
 import multiprocessing
 import torch
-from ddetr_plugin.engine.launch import keep_freed_memory
+from ddetr_plugin.engine.host_memory import keep_freed_memory
 
 keep_freed_memory()
 blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each

@@ -14,10 +14,10 @@ from builders import build
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
-from test_tools import tool
 
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.checkpoints.class_rows.rows import COCO_GAPS
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,9 +77,10 @@ def test_an_official_file_is_evaluated_on_real_coco_annotations(tmp_path, kind, 
         'args': argparse.Namespace(dilation=False),
     }
     torch.save(content, tmp_path / 'official.pth')
-    tool('test').main(
+    run_command(
+        'test',
         [str(tmp_path / name) for name in ('config.py', 'official.pth')]
-        + ['--work-dir', str(tmp_path)]
+        + ['--work-dir', str(tmp_path)],
     )
     assert 'maxDets=100 ]' in capsys.readouterr().out
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 
-import convert_checkpoint
 import pytest
 import torch
 from bridge_cases import assert_same, bridge_config
@@ -19,6 +18,7 @@ from ddetr_plugin.checkpoints import export, read_checkpoint, write_checkpoint
 from ddetr_plugin.checkpoints.class_rows.rows import coco_classes
 from ddetr_plugin.checkpoints.names.table import with_transformers_resnet
 from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
+from ddetr_plugin.cli import run_command
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(capsys):
     """Runs the tool; returns its report."""
 
     def call(*arguments):
-        convert_checkpoint.main([str(argument) for argument in arguments])
+        run_command('convert', [str(argument) for argument in arguments])
         return capsys.readouterr().out
 
     return call
@@ -38,7 +38,7 @@ def failure(capsys):
 
     def call(*arguments):
         with pytest.raises(SystemExit) as stop:
-            convert_checkpoint.main([str(argument) for argument in arguments])
+            run_command('convert', [str(argument) for argument in arguments])
         assert stop.value.code not in (0, None)
         return str(stop.value.code) + capsys.readouterr().err
 

@@ -12,10 +12,10 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner, load_checkpoint
 from test_mmdet_2 import recorded
-from test_tools import tool
 
 from ddetr_plugin.checkpoints import export, write_checkpoint
 from ddetr_plugin.checkpoints.class_rows.rows import coco_rows
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.datasets.class_names import dataset_classes
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
@@ -182,9 +182,10 @@ def test_the_test_tool_takes_a_folder_of_transformers(tiny_job, tmp_path, capsys
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'ours' / 'x.pth')
     for place in (tmp_path / 'theirs', tmp_path / 'ours' / 'x.pth'):
         results = tmp_path / f'{place.stem}.pkl'
-        tool('test').main(
+        run_command(
+            'test',
             [str(path), str(place), '--out', str(results), '--cfg-options']
-            + [f'experiment_name={place.stem}', f'work_dir={tmp_path / place.stem}']
+            + [f'experiment_name={place.stem}', f'work_dir={tmp_path / place.stem}'],
         )
         found.append([r['pred_instances']['scores'] for r in pickle.loads(results.read_bytes())])
     assert len(found[0]) == 8
@@ -316,7 +317,7 @@ def test_load_from_takes_mmdet_2_and_moves_its_classes(tiny_job, tmp_path):
 def test_the_test_tool_takes_mmdet_2(tiny_job, tmp_path):
     path, file, _ = mmdet_2_job(tiny_job, tmp_path)
     results = tmp_path / 'results.pkl'
-    tool('test').main([str(path), str(file), '--out', str(results)])
+    run_command('test', [str(path), str(file), '--out', str(results)])
     assert len(pickle.loads(results.read_bytes())) == 8
 
 
@@ -331,7 +332,7 @@ def test_the_test_tool_says_what_to_name_instead_of_a_part(tiny_job, tmp_path, c
         words = 'tools/convert_checkpoint.py --ema takes that'
     torch.save(state, file)
     with pytest.raises(SystemExit):
-        tool('test').main([str(path), str(file)])
+        run_command('test', [str(path), str(file)])
     assert words in capsys.readouterr().err
 
 

@@ -3,7 +3,6 @@
 import shutil
 import sys
 
-import convert_checkpoint
 import pytest
 import torch
 from bridge_cases import KINDS, bridge_config, ours
@@ -12,6 +11,7 @@ from mmengine.config import Config
 
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.checkpoints.parity.other_models import predict_with, transformers_model
+from ddetr_plugin.cli import run_command
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed')
 pytest.importorskip('safetensors', reason='safetensors is not installed')
@@ -75,7 +75,7 @@ def there_and_back(model_config, theirs, folder, capsys):
         )
     ).dump(config)
     file = folder.parent / 'ours.pth'
-    convert_checkpoint.main([str(folder), str(file), '--config', str(config), '--verify'])
+    run_command('convert', [str(folder), str(file), '--config', str(config), '--verify'])
     report = capsys.readouterr().out
     (line,) = [line for line in report.splitlines() if line.startswith('verified')]
     logits, boxes = (
@@ -98,7 +98,7 @@ def there_and_back(model_config, theirs, folder, capsys):
     again = folder.parent / 'again'
     again.mkdir()
     shutil.copy(folder / 'config.json', again)
-    convert_checkpoint.main([str(file), str(again / 'model.safetensors'), '--to', 'hf'])
+    run_command('convert', [str(file), str(again / 'model.safetensors'), '--to', 'hf'])
     loaded, report = transformers.DeformableDetrForObjectDetection.from_pretrained(
         again, output_loading_info=True
     )

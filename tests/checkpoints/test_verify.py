@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import convert_checkpoint
 import mmdet
 import pytest
 import torch
@@ -14,6 +13,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from test_convert_tool import write_config
 
+from ddetr_plugin import checkpoints
 from ddetr_plugin.checkpoints import Source, export, read_checkpoint, to_ours
 from ddetr_plugin.checkpoints.files.stated_settings import (
     file_settings,
@@ -24,6 +24,7 @@ from ddetr_plugin.checkpoints.parity import verify as verify_module
 from ddetr_plugin.checkpoints.parity.other_models import mmdet_config, transformers_model
 from ddetr_plugin.checkpoints.parity.source_models import source_model
 from ddetr_plugin.checkpoints.parity.verify import TOLERANCE, build_ours, verify
+from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 
 
@@ -239,13 +240,13 @@ def test_the_tool_verifies_by_the_files_config_and_stops_where_it_says_otherwise
     arguments = [str(file), str(tmp_path / 'ours.pth'), '--classes', 'keep', '--verify', '--config']
     wrong = write_config(tmp_path / 'wrong.py', 'base', 5, **BACKBONE)
     with pytest.raises(SystemExit, match=said) as stop:
-        convert_checkpoint.main([*arguments, str(wrong)])
+        run_command('convert', [*arguments, str(wrong)])
     assert isinstance(stop.value.code, str)  # printed, and exit status 1
     assert not (tmp_path / 'ours.pth').exists()
     right = Config.fromfile(wrong)
     right.model = our_config('heads', ours)
     right.dump(tmp_path / 'right.py')
-    convert_checkpoint.main([*arguments, str(tmp_path / 'right.py')])
+    run_command('convert', [*arguments, str(tmp_path / 'right.py')])
     assert '\nverified: largest differences on random images: logits' in capsys.readouterr().out
     assert (tmp_path / 'ours.pth').exists()
 
@@ -258,11 +259,12 @@ def test_a_difference_above_the_threshold_fails_with_its_place_and_writes_nothin
     torch.save({'state_dict': made.state, 'meta': made.meta}, tmp_path / 'theirs.pth')
     config = write_config(tmp_path / 'config.py', 'base', 5, **BACKBONE)
     # As for a setting that is not compared.
-    monkeypatch.setattr(convert_checkpoint.bridge, 'settings_mismatch', lambda *_: [])
+    monkeypatch.setattr(checkpoints, 'settings_mismatch', lambda *_: [])
     with pytest.raises(SystemExit) as stop:
-        convert_checkpoint.main(
+        run_command(
+            'convert',
             [str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth'), '--config', str(config)]
-            + ['--classes', 'keep', '--verify']
+            + ['--classes', 'keep', '--verify'],
         )
     message = str(stop.value.code)
     assert message.startswith('error: verified: no; largest differences on random images: logits ')
