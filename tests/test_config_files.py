@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from mmengine.config import Config
-from published_results import find
 
 import ddetr_plugin
+from benchmarks.table.published_results import find
 from ddetr_plugin import config_files
 from ddetr_plugin.apis import find_config, list_configs
 
