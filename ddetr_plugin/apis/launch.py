@@ -12,10 +12,10 @@ from ddetr_plugin.checkpoints import install_checkpoint_loader
 from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
 from ddetr_plugin.datasets import BrokenPictureError
 from ddetr_plugin.engine.data_workers import drop_worker_settings
-from ddetr_plugin.engine.hooks.atomic_checkpoint import CheckpointError
 from ddetr_plugin.engine.host_memory import keep_freed_memory
 from ddetr_plugin.engine.processes import allow_accumulation, join_gloo_processes
 from ddetr_plugin.engine.resuming.resumption import ResumeError
+from ddetr_plugin.engine.work_dir.checkpoint_files import CheckpointError
 from ddetr_plugin.engine.work_dir.lock import WorkDirInUseError
 from ddetr_plugin.models.losses.assigner import NotFiniteError
 

@@ -19,6 +19,7 @@ from ddetr_plugin.engine.resuming.resume_check import check_resumable
 from ddetr_plugin.engine.resuming.resumption import remove_orphans, resume_path
 from ddetr_plugin.engine.resuming.settings import apply_present_settings
 from ddetr_plugin.engine.work_dir.checkpoint_files import (
+    CheckpointError,
     PostponingBackend,
     publish,
     save_complete,
@@ -27,7 +28,7 @@ from ddetr_plugin.engine.work_dir.durable_files import remove_partial_files, wri
 from ddetr_plugin.engine.work_dir.lock import lock_work_dir_together
 from ddetr_plugin.registry import HOOKS
 
-__all__ = ['AtomicCheckpointHook', 'CheckpointError']
+__all__ = ['AtomicCheckpointHook']
 
 OUTDATED = 'outdated_ckpts'
 # What a checkpoint that fails must leave as it was.
@@ -38,10 +39,6 @@ ROLLED_BACK_FIELDS = (
     'last_ckpt',
     '_outdated',
 )
-
-
-class CheckpointError(OSError):
-    """Checkpoints cannot be written, and the training stops rather than lose more work."""
 
 
 @HOOKS.register_module()
@@ -260,9 +257,8 @@ class AtomicCheckpointHook(CheckpointHook):
             f'{self.last_ckpt}.'
         )
         if is_last or self._failures > self.max_failures:
-            raise CheckpointError(
-                f'{message} Make room, and continue from there with --resume'
-            ) from None
+            message += ' Make room, and continue from there with --resume'
+            raise CheckpointError(message) from None
         print_log(
             f'{message} The training goes on; the next one is tried again.',
             logger='current',

@@ -11,7 +11,11 @@ from mmengine.fileio import LocalBackend
 
 from ddetr_plugin.engine.work_dir.durable_files import PARTIAL, commit, write_bytes
 
-__all__ = ['PostponingBackend', 'publish', 'save_complete']
+__all__ = ['CheckpointError', 'PostponingBackend', 'publish', 'save_complete']
+
+
+class CheckpointError(OSError):
+    """Checkpoints cannot be written, and the training stops rather than lose more work."""
 
 
 class PostponingBackend(LocalBackend):
