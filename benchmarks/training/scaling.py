@@ -27,9 +27,6 @@ def sweep_setup(quantity, value, variant):
         kept = min(value, 3)
         changes = {
             'neck.num_outs': value,
-            'encoder.num_levels': value,
-            'encoder.layer.self_attn.num_levels': value,
-            'decoder.layer.cross_attn.num_levels': value,
             'neck.in_channels': [128, 256, 512][-kept:],
             'backbone.out_indices': [1, 2, 3][-kept:],
         }

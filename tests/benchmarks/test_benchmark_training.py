@@ -12,6 +12,7 @@ from benchmarks.timing import spread
 from benchmarks.training import data_times, memory, models, scaling, turns, worker
 from benchmarks.training.run import main
 from benchmarks.training.worker import Worker
+from ddetr_plugin.config_levels import with_num_levels
 from ddetr_plugin.engine import precision
 
 PARTS = {'step', 'forward', 'matching + loss', 'backward', 'optimiser', 'data loading'}
@@ -113,7 +114,8 @@ def test_a_sweep_changes_one_quantity(quantity):
     setup = scaling.sweep_setup(quantity, value, 'base')
     config = models.model_config(setup)
     levels = value if quantity == 'levels' else 4
-    assert config.encoder.num_levels == config.neck.num_outs == levels
+    assert config.neck.num_outs == levels
+    assert with_num_levels(config)['encoder']['num_levels'] == levels
     assert len(config.neck.in_channels) == len(config.backbone.out_indices) == min(levels, 3)
     assert config.query_head.num_queries == (value if quantity == 'queries' else 300)
     assert setup.batch == (value if quantity == 'batch' else usual.batch)
