@@ -12,7 +12,9 @@ from doc_pages import PAGES, ROOT, name
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
 FENCE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
-ROW = re.compile(r'^\| `(deformable-detr[\w-]+|detr[\w-]+)` \| ([\d.]+) \| ([\d,]+) \|', re.MULTILINE)
+ROW = re.compile(
+    r'^\| `(deformable-detr[\w-]+|detr[\w-]+)` \| ([\d.]+) \| ([\d,]+) \|', re.MULTILINE
+)
 
 
 def anchors(path):
@@ -103,9 +105,12 @@ def test_the_shapes_in_the_drawing_are_those_of_the_model(drawings):
         assert f'(B, {", ".join(map(str, shape[1:]))})' in text
     assert levels == [(1, 256, *size) for size in drawings.SIZES]
     assert f'(B, {sum(h * w for h, w in drawings.SIZES)}, 256)' in text
-    layers, queries = len(model.decoder.layers), model.query_head.num_queries if hasattr(
-        model.query_head, 'num_queries'
-    ) else len(model.query_head.query_embedding.weight)
+    layers, queries = (
+        len(model.decoder.layers),
+        model.query_head.num_queries
+        if hasattr(model.query_head, 'num_queries')
+        else len(model.query_head.query_embedding.weight),
+    )
     classes = model.bbox_head.num_classes
     assert f'logits ({layers}, B, {queries}, {classes})' in text
     assert f'{model.bbox_head.max_per_img} best pairs' in text

@@ -152,7 +152,9 @@ def test_the_python_of_a_page_runs(path, as_a_user):
         try:
             example.evaluate()
         except SkipTest as reason:
-            assert len(str(reason)) > 10, f'{name(path)}, line {example.line}: say why it is skipped'
+            assert len(str(reason)) > 10, (
+                f'{name(path)}, line {example.line}: say why it is skipped'
+            )
 
 
 def test_hardly_a_block_is_left_out():
