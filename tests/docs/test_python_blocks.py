@@ -1,7 +1,7 @@
 """Every Python block of README and docs is run, page by page, in a folder as a user has it.
 
-A block whose first line is a comment with the name of a file, such as `# my_head.py`, is saved under
-that name. If it is a config, mmengine reads it and its model is built; else it is imported. So is a
+A block whose first line is a comment with the name of a file, such as `# my_head.py`, is saved
+under that name. If it is a config, mmengine reads it and its model is built; else it is imported. So is a
 block that only says `load_from = ...` or `custom_imports = ...`. Other blocks are run.
 """
 
@@ -51,7 +51,7 @@ model = dict(
     decoder=dict(num_layers=1),
     bbox_head=dict(num_layers=1),
 )
-test_pipeline = {{_base_.test_pipeline}}
+test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (96, 96)
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
@@ -125,16 +125,19 @@ def build_config(path):
     for module in config.get('custom_imports', {}).get('imports', ()):
         assert importlib.util.find_spec(module), f'{path} imports {module}, which there is not'
     if 'model' in config:
-        with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        with DefaultScope.overwrite_default_scope('mmdet'):
             MODELS.build(config.model)
 
 
-def run_block(example, script=PythonEvaluator()):
+run_script = PythonEvaluator()
+
+
+def run_block(example):
     source = str(example.parsed)
     named = FILE.match(source)
     is_config = bool(CONFIG.search(source)) and 'import ' not in source
     if not named and not is_config:
-        script(example)
+        run_script(example)
         return
     path = named[1] if named else f'block_{example.line}.py'
     with open(path, 'w') as file:
