@@ -1,8 +1,8 @@
 """Every Python block of README and docs is run, page by page, in a folder as a user has it.
 
 A block whose first line is a comment with the name of a file, such as `# my_head.py`, is saved
-under that name. If it is a config, mmengine reads it and its model is built; else it is imported. So is a
-block that only says `load_from = ...` or `custom_imports = ...`. Other blocks are run.
+under that name. If it is a config, mmengine reads it and its model is built; else it is imported.
+So is a block that only says `load_from = ...` or `custom_imports = ...`. Other blocks are run.
 """
 
 import importlib
