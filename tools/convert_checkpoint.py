@@ -20,7 +20,7 @@ from ddetr_plugin.engine.launch import add_config_overrides, load_config
 # isort: split
 from ddetr_plugin.checkpoints.class_rows.plan import named_classes
 from ddetr_plugin.checkpoints.class_rows.rows import OFFICIAL_ROWS, coco_classes
-from ddetr_plugin.checkpoints.files.stated_settings import our_settings
+from ddetr_plugin.checkpoints.files.stated_settings import file_settings, our_settings
 from ddetr_plugin.checkpoints.files.writing import check_destination
 from ddetr_plugin.checkpoints.names.rename import is_neck_bias
 from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
@@ -133,11 +133,17 @@ def convert(args):
         built and our_settings(built).get('with_box_refine'),
     )
     lines = bridge.describe(converted, source)
-    if built is not None:
+    if built is None:
+        lines += bridge.settings_to_match(source, converted.dialect)
+    else:
         lines += bridge.dilation_mismatch(source, converted.dialect, built.backbone)
         others = bridge.settings_mismatch(source, converted.dialect, built)
         if others and args.verify:
-            raise ValueError(f'nothing to verify with this config; {others[0]}')
+            said = others[0].removeprefix('warning: ')
+            raise ValueError(
+                f'nothing to verify with this config: {said}. Change the config; nothing was '
+                'written'
+            )
         lines += others
     if args.verify:
         lines += verification(model, source, converted)
@@ -184,6 +190,8 @@ def write(args, source, converted):
         'dropped': dropped,
         'own_resnet': own_resnet,
         'refines': converted.layout.refines,
+        # For whoever loads the new file: weights do not show them.
+        'settings': file_settings(source.meta, converted.dialect),
     }
     meta = {'conversion': conversion}
     if source.dilated is not None:
@@ -231,17 +239,25 @@ def verification(model, source, converted):
         f'largest differences on random images: logits {found.logits:.1e}, boxes {found.boxes:.1e}'
     )
     if not found.passed:
+        reason = (
+            'Either --config has another setting than the weights had, or the file holds numbers '
+            'that are not finite'
+        )
+        if found.by_rounding:
+            reason = (
+                'Rounding alone changes as much in this model: its weights are too large to '
+                'compare it in float32, as those of a training that diverged'
+            )
         raise ValueError(
             f'verified: no; {differences}, expected at most {TOLERANCE:.0e}. The largest is at '
-            f'{found.where}. Nothing was written. Either --config has another setting than the '
-            'weights had, or the file holds numbers that are not finite'
+            f'{found.where}. Nothing was written. {reason}'
         )
     if found.by_config:
         return [f'verified: {differences}']
     return [
         f'verified as far as weights tell: {differences}',
-        'note: the file brings no config, so the model that the weights were compared with has the '
-        'heads, activations and other settings of --config',
+        'note: the file brings no config, or none that can be read, so the model that the weights '
+        'were compared with has the heads, activations and other settings of --config',
     ]
 
 

@@ -12,7 +12,12 @@ from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_l
 from ddetr_plugin.checkpoints.names.rename import export, import_state
 from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout
 from ddetr_plugin.checkpoints.parity.other_models import with_rows
-from ddetr_plugin.checkpoints.report import describe, dilation_mismatch, settings_mismatch
+from ddetr_plugin.checkpoints.report import (
+    describe,
+    dilation_mismatch,
+    settings_mismatch,
+    settings_to_match,
+)
 
 __all__ = [
     'DIALECTS',
@@ -33,6 +38,7 @@ __all__ = [
     'install_checkpoint_loader',
     'read_checkpoint',
     'settings_mismatch',
+    'settings_to_match',
     'to_ours',
     'unwrap',
     'with_rows',
