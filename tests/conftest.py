@@ -1,5 +1,6 @@
 """What all tests share: fixed seeds, a tiny COCO folder, and when a missing op is a failure."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -188,6 +189,12 @@ def tiny_job(tmp_path, tiny_coco):
         return path
 
     return write
+
+
+def pytest_collection_finish():
+    """What was imported stays: mmengine collects garbage for every data set that it builds."""
+    gc.collect()
+    gc.freeze()
 
 
 def _require_native(report):
