@@ -22,6 +22,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
     if not sys.stdout.isatty():
         yield from items
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -34,8 +35,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 
     class RateColumn(ProgressColumn):
         def render(self, task):
-            speed = task.finished_speed or task.speed
-            return Text('' if speed is None else f'{speed:.3g}/s')
+            return Text('' if task.speed is None else f'{task.speed:.3g}/s')
 
     if total is None and hasattr(items, '__len__'):
         total = len(items)
@@ -47,7 +47,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         TextColumn('time left'),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, console=Console(), transient=True) as progress:
         task = progress.add_task(what, total=total)
         for item in items:
             yield item
