@@ -26,6 +26,8 @@ import ddetr_plugin
 # isort: split
 from mmdet.registry import TRANSFORMS
 
+from ddetr_plugin import config_files
+from ddetr_plugin.apis import find_config
 from ddetr_plugin.registry import MODELS, TASK_UTILS
 
 FILE = re.compile(r'# ([\w/]+\.py)\n')
@@ -41,20 +43,20 @@ PAGES_WITH_BLOCKS = [path for path in PAGES if 'python' in path.read_text() and 
 
 
 def small_coco_config():
-    """Text of a config like the COCO ones, with their 80 classes, for images of a few pixels."""
-    return """
-_base_ = 'ddetr_plugin::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
-model = dict(
-    backbone=dict(depth=18, init_cfg=None),
-    neck=dict(in_channels=[128, 256, 512]),
-    encoder=dict(num_layers=1),
-    decoder=dict(num_layers=1),
-    bbox_head=dict(num_layers=1),
-)
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = (96, 96)
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-"""
+    """A config like the COCO ones, with their 80 classes, for images of a few pixels."""
+    config = Config.fromfile(find_config('deformable-detr_r50_16xb2-50e_coco'))
+    changes = dict(
+        backbone=dict(depth=18, init_cfg=None),
+        neck=dict(in_channels=[128, 256, 512]),
+        encoder=dict(num_layers=1),
+        decoder=dict(num_layers=1),
+        bbox_head=dict(num_layers=1),
+    )
+    config.merge_from_dict(dict(model=changes))
+    for step in config.test_dataloader.dataset.pipeline:
+        if step['type'] == 'Resize':
+            step['scale'] = (96, 96)
+    return config
 
 
 def save_weights(config, path):
@@ -69,8 +71,6 @@ def save_weights(config, path):
 @pytest.fixture(scope='module')
 def user_folder(tmp_path_factory, tiny_coco):
     """What the pages name: images, a data set, what a demo leaves, a checkpoint for COCO."""
-    from ddetr_plugin.apis import find_config
-
     folder = tmp_path_factory.mktemp('user')
     (folder / 'images').mkdir()
     rng = np.random.default_rng(0)
@@ -85,41 +85,35 @@ def user_folder(tmp_path_factory, tiny_coco):
     config.dump(work_dir / 'digits.py')
     save_weights(config, work_dir / DEMO_CHECKPOINT)
 
-    (folder / 'coco.py').write_text(small_coco_config())
-    save_weights(Config.fromfile(folder / 'coco.py'), folder / 'checkpoint.pth')
+    config = small_coco_config()
+    config.dump(folder / 'coco.py')
+    save_weights(config, folder / 'checkpoint.pth')
     return folder
 
 
 @pytest.fixture
 def as_a_user(user_folder, tmp_path, monkeypatch):
     """A folder of the test's own with these files; what a page registers and imports goes again."""
-    from ddetr_plugin.apis import config_reading
-
-    find_config = config_reading.find_config
-
-    def find_small(config):
-        small = str(config) == 'deformable-detr_r50_16xb2-50e_coco'
-        return user_folder / 'coco.py' if small else find_config(config)
-
-    monkeypatch.setattr(config_reading, 'find_config', find_small)
+    known = config_files.config_files()
+    known['deformable-detr_r50_16xb2-50e_coco'] = user_folder / 'coco.py'
+    monkeypatch.setattr(config_files, 'config_files', lambda: known)
     shutil.copytree(user_folder, tmp_path / 'here')
     monkeypatch.chdir(tmp_path / 'here')
     monkeypatch.syspath_prepend(str(tmp_path / 'here'))
     for registry in (MODELS, TASK_UTILS, TRANSFORMS):
         monkeypatch.setattr(registry, '_module_dict', dict(registry.module_dict))
-    scope = DefaultScope.get_current_instance()
+    # `init_default_scope` makes a new one, which would be that of later tests.
+    scopes = type(DefaultScope._instance_dict)(DefaultScope._instance_dict)
+    monkeypatch.setattr(DefaultScope, '_instance_dict', scopes)
     modules = set(sys.modules)
     yield
-    # `init_default_scope` makes a new one, which would be that of other tests.
-    if DefaultScope.get_current_instance() is not scope:
-        DefaultScope._instance_dict.clear()
     for module in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[module], '__file__', None)):
             del sys.modules[module]
 
 
 def build_config(path):
-    """Reads a config and builds its model, without memory for its weights."""
+    """Reads a config and builds its model."""
     # `ddetr_plugin.accelerate` would hold for all tests of this process.
     config = Config.fromfile(path, import_custom_modules=False)
     for module in config.get('custom_imports', {}).get('imports', ()):
