@@ -424,7 +424,7 @@ def test_without_a_config_the_tool_says_what_is_unusual_and_the_new_file_says_it
 
 
 def test_released_settings_are_those_of_the_configs_here():
-    path = Path(__file__).parents[2] / 'configs/deformable-detr_r50_16xb2-50e_coco.py'
+    path = find_config('deformable-detr_r50_16xb2-50e_coco')
     model = build_ours(Config.fromfile(path).model, 'meta')
     assert RELEASED.keys() <= our_settings(model).keys()
     assert setting_mismatches({'conversion': {'settings': RELEASED}}, OURS, model) == []
