@@ -58,7 +58,7 @@ export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-isa test-cuda sanitize soak lint bench clean
+.PHONY: help setup demo test test-isa test-cuda sanitize soak lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -109,6 +109,11 @@ lint: $(STAMPS)/requirements ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# It reads the sources and imports none of them. Strict: a broken link or reference ends it.
+docs: $(STAMPS)/docs-requirements ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo 'See build/site/index.html'
+
 bench: setup ## measure the op; see benchmarks/ for the rest
 	$(PY) -m benchmarks.op $(ARGS)
 
@@ -150,6 +155,12 @@ $(STAMPS)/test-requirements: $(STAMPS)/requirements requirements/test.txt requir
 	@$(PIP) -r requirements/test.txt
 	@$(PIP) --no-deps --retries 0 --timeout 10 -r requirements/test_no_deps.txt \
 		|| echo 'Without panopticapi-lite, tests of PQ are skipped'
+	@touch $@
+
+$(STAMPS)/docs-requirements: requirements/docs.txt | $(PY)
+	@mkdir -p $(STAMPS)
+	@echo 'Installing what makes the documentation'
+	@$(PIP) -r requirements/docs.txt
 	@touch $@
 
 $(STAMPS)/package: $(STAMPS)/requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)

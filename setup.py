@@ -305,6 +305,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['ddetr_plugin', 'ddetr_plugin.*']),
     package_data={'ddetr_plugin': ['py.typed']},
+    entry_points={'console_scripts': ['ddetr = ddetr_plugin.cli:main']},
     python_requires='>=3.10',
     install_requires=['torch>=2.10', 'numpy', 'scipy', 'pycocotools'],
     # Not hard requirements: forks of them are distributed under other names.

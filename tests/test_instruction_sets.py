@@ -1,11 +1,10 @@
 """`make test-isa` lowers what it says, and covers what the machine has."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import run_python
 from instruction_sets import AVX2, BEST, LOWEST, NUMERIC, TESTS, in_use, levels
 
 from ddetr_plugin.ops import native_load_error
@@ -33,15 +32,6 @@ def test_the_lowest_level_is_in_use_when_asked_for():
 @pytest.mark.skipif(native_load_error() is not None, reason='the operator is not built')
 def test_the_operators_level_is_a_limit_and_never_more_than_the_machine_has():
     code = 'import torch, ddetr_plugin.ops; print(torch.ops.ddetr_plugin.cpu_capability())'
-    found = [
-        subprocess.run(
-            [sys.executable, '-c', code],
-            env={**os.environ, **limit},
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=TESTS.parent,
-        ).stdout.strip()
-        for limit in ({'DDETR_CPU_CAPABILITY': 'avx512'}, {'DDETR_CPU_CAPABILITY': ''})
-    ]
-    assert found[0] == found[1]
+    limited, free = (run_python(code, DDETR_CPU_CAPABILITY=limit) for limit in ('avx512', ''))
+    assert limited.returncode == 0, limited.stderr
+    assert limited.stdout == free.stdout

@@ -2,12 +2,11 @@
 
 import ast
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_python
 from mmengine.runner import CheckpointLoader
 
 from ddetr_plugin.checkpoints import CheckpointFileError, install_checkpoint_loader
@@ -130,13 +129,7 @@ def test_a_config_without_anything_of_ours_loads_as_safely(malicious, mark):
         'except Exception: pass\n'
         'CheckpointLoader.load_checkpoint(sys.argv[1], "cpu")\n'
     )
-    done = subprocess.run(
-        [sys.executable, '-c', code, str(malicious)],
-        env={**os.environ, 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1', 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(code, malicious, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')
     assert 'CheckpointFileError' in done.stderr
     assert not mark.exists()
 

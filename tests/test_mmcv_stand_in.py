@@ -1,28 +1,9 @@
 """mmcv with and without its compiled extension, each in a Python of its own."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parents[1]
-
-
-def run_python(code, *extra_paths):
-    """Run `code` in a fresh interpreter; return (exit status, stdout, stderr)."""
-    paths = [str(REPO), *map(str, extra_paths), os.environ.get('PYTHONPATH', '')]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+from forked import run_python
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin import apis
-from ddetr_plugin.apis import PredictionPipeline, detect, load_model
+from ddetr_plugin.apis import Detector, PredictionPipeline, load_model
 from ddetr_plugin.cli import run_command
+from ddetr_plugin.models import DeformableDETR
 from ddetr_plugin.registry import MODELS
 
 
@@ -97,14 +97,14 @@ def test_a_drawing_that_cannot_be_written_is_an_error(run, tmp_path):
 
 
 def test_a_picture_too_large_for_the_memory_does_not_end_the_others(run, tmp_path, monkeypatch):
-    original = apis.detect
+    predict = DeformableDETR.predict
 
-    def fail(model, pipeline, path, image_id):
-        if path.name == 'large.png':
+    def fail(model, batch_inputs, samples, rescale=True):
+        if samples[0].img_path.endswith('large.png'):
             raise torch.OutOfMemoryError('tried to allocate 1 TiB')
-        return original(model, pipeline, path, image_id)
+        return predict(model, batch_inputs, samples, rescale)
 
-    monkeypatch.setattr(apis, 'detect', fail)
+    monkeypatch.setattr(DeformableDETR, 'predict', fail)
     picture(tmp_path / 'pictures' / 'large.png', 50)
     picture(tmp_path / 'pictures' / 'whole.png')
     assert run(tmp_path / 'pictures', tmp_path / 'out') == 1
@@ -312,8 +312,8 @@ def test_what_a_picture_shows_is_read_and_drawn_on(job, tmp_path, name):
         # cv2 writes and gives BGR, what Pillow writes is RGB.
         expected = colours()[..., ::-1] if name == 'rgba.png' else colours()
     assert np.array_equal(read, expected)
-    model, _ = load_model(config, job[1], 'cpu')
-    assert np.array_equal(detect(model, pipeline, tmp_path / name).drawable, expected)
+    (found,) = Detector(config, job[1], 'cpu')(tmp_path / name, keep_images=True)
+    assert np.array_equal(found.image, expected)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(1, 5000), (5000, 1)])

@@ -1,10 +1,8 @@
 """Our registries beside mmdet's."""
 
-import subprocess
-import sys
-
 import mmengine.registry as roots
 import pytest
+from forked import run_python
 
 from ddetr_plugin import registry
 
@@ -30,9 +28,7 @@ def test_prefixed_names_are_found_from_the_roots_after_importing_the_package_alo
         f'print(roots.{root}.get("ddetr_plugin.{name}").__name__)'
         for root, name in COMPONENTS.items()
     )
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False
-    )
+    done = run_python(code)
     assert done.stdout.split() == list(COMPONENTS.values()), done.stderr
 
 

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.apis import PredictionPipeline, detect
+from ddetr_plugin.apis import Detector
 from ddetr_plugin.apis.config_reading import load_config
 from ddetr_plugin.apis.demo_data import make_demo_data
 from ddetr_plugin.apis.launch import build_runner
@@ -155,7 +155,7 @@ def train(config, seconds, interval):
     return memory.samples, runner
 
 
-def detect_many(model, pipeline, count):
+def detect_many(detector, count):
     """Detects on `count` images of noise, each of another size; returns readings of memory."""
     rng = np.random.default_rng(0)
     samples = []
@@ -165,7 +165,7 @@ def detect_many(model, pipeline, count):
         for number in range(1, count + 1):
             height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)
             cv2.imwrite(str(path), rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            detect(model, pipeline, path)
+            detector.one(path)
             if number % every == 0:
                 samples.append(resident_mib())
     return samples
@@ -204,8 +204,8 @@ def main(arguments=None):
         samples, runner = train(config, args.minutes * 60, args.interval)
         report['steps'] = runner.iter
         steady = judge('training', samples, report)
-        pipeline = PredictionPipeline(config)
-        samples = detect_many(runner.model.eval(), pipeline, args.predictions)
+        detector = Detector.from_model(runner.model, config)
+        samples = detect_many(detector, args.predictions)
         steady &= judge('predictions', samples, report)
     except ValueError as error:
         sys.exit(f'error: {error}')

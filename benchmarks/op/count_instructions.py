@@ -180,18 +180,19 @@ def count(code: list[Instruction], samples_per_turn: int, samples_per_round: int
     return total
 
 
-def measure(arch: str) -> tuple[list[dict], dict[str, Usage]]:
-    """Counts of the kernels for rows of 32 channels, and the usage of all kernels."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / 'kernels.cubin'
-        usage = compile_kernels(arch, cubin)
-        code = disassemble(cubin)
+def measure(usage: dict[str, Usage], cubin: Path) -> list[dict]:
+    """Counts of the kernels for rows of 32 channels.
+
+    Args:
+        usage: of all kernels, from `compile_kernels`.
+        cubin: what that has compiled.
+    """
     rows = []
     pattern = re.compile(
         r'(forward|backward)_kernelI(f|6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELi1ENS_1\d'
         r'(Plain|Fused)PointsIf(?:Li(\d)E)?E'
     )
-    for name, instructions in code.items():
+    for name, instructions in disassemble(cubin).items():
         found = pattern.search(name)
         if not found:
             continue
@@ -213,7 +214,7 @@ def measure(arch: str) -> tuple[list[dict], dict[str, Usage]]:
             }
         )
     rows.sort(key=lambda row: (row['pass'] != 'forward', row['operator'], row['dtype']))
-    return rows, usage
+    return rows
 
 
 def main(arguments=None) -> int:
@@ -227,7 +228,10 @@ def main(arguments=None) -> int:
     missing = [name for name in ('nvcc', 'nvdisasm') if toolkit(name) is None]
     if missing:
         raise SystemExit(f'{" and ".join(missing)} not found; install the CUDA toolkit')
-    rows, usage = measure(options.arch)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / 'kernels.cubin'
+        usage = compile_kernels(options.arch, cubin)
+        rows = measure(usage, cubin)
     print(f'{"pass":9} {"operator":22} {"dtype":9} {"per query, head":>15} {"registers":>10}')
     for row in rows:
         print(

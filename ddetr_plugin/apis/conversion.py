@@ -10,7 +10,7 @@ from ddetr_plugin import checkpoints as bridge
 from ddetr_plugin.apis.config_reading import load_config
 from ddetr_plugin.checkpoints.class_rows.plan import named_classes
 from ddetr_plugin.checkpoints.class_rows.rows import OFFICIAL_ROWS, coco_classes
-from ddetr_plugin.checkpoints.files.stated_settings import our_settings
+from ddetr_plugin.checkpoints.files.stated_settings import file_settings, our_settings
 from ddetr_plugin.checkpoints.files.writing import check_destination
 from ddetr_plugin.checkpoints.names.rename import is_neck_bias
 from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
@@ -84,11 +84,17 @@ def convert(
         built and our_settings(built).get('with_box_refine'),
     )
     lines = bridge.describe(converted, read)
-    if built is not None:
+    if built is None:
+        lines += bridge.settings_to_match(read, converted.dialect)
+    else:
         lines += bridge.dilation_mismatch(read, converted.dialect, built.backbone)
         others = bridge.settings_mismatch(read, converted.dialect, built)
         if others and verify:
-            raise ValueError(f'nothing to verify with this config; {others[0]}')
+            said = others[0].removeprefix('warning: ')
+            raise ValueError(
+                f'nothing to verify with this config: {said}. Change the config; nothing was '
+                'written'
+            )
         lines += others
     if verify:
         lines += _verification(model, read, converted)
@@ -158,6 +164,8 @@ def _write(
         'dropped': dropped,
         'own_resnet': own_resnet,
         'refines': converted.layout.refines,
+        # For whoever loads the new file: weights do not show them.
+        'settings': file_settings(source.meta, converted.dialect),
     }
     meta = {'conversion': conversion}
     if source.dilated is not None:
@@ -205,15 +213,23 @@ def _verification(model: Config, source: bridge.Source, converted: bridge.Conver
         f'largest differences on random images: logits {found.logits:.1e}, boxes {found.boxes:.1e}'
     )
     if not found.passed:
+        reason = (
+            'Either --config has another setting than the weights had, or the file holds numbers '
+            'that are not finite'
+        )
+        if found.by_rounding:
+            reason = (
+                'Rounding alone changes as much in this model: its weights are too large to '
+                'compare it in float32, as those of a training that diverged'
+            )
         raise ValueError(
             f'verified: no; {differences}, expected at most {parity.TOLERANCE:.0e}. The largest is '
-            f'at {found.where}. Nothing was written. Either --config has another setting than the '
-            'weights had, or the file holds numbers that are not finite'
+            f'at {found.where}. Nothing was written. {reason}'
         )
     if found.by_config:
         return [f'verified: {differences}']
     return [
         f'verified as far as weights tell: {differences}',
-        'note: the file brings no config, so the model that the weights were compared with has the '
-        'heads, activations and other settings of --config',
+        'note: the file brings no config, or none that can be read, so the model that the weights '
+        'were compared with has the heads, activations and other settings of --config',
     ]

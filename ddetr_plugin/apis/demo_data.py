@@ -14,6 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ddetr_plugin.progress import track
+
 __all__ = ['MAX_DIGITS', 'make_demo_data', 'place_digit']
 
 SIZE = 160  # side of a scene, pixels
@@ -133,7 +135,7 @@ def write_split(
 ) -> None:
     """Writes `count` scenes and their annotations under `folder`."""
     images, annotations = [], []
-    for number in range(count):
+    for number in track(range(count), f'Making scenes ({split})'):
         # A generator per scene: the n-th scene does not depend on how many there are.
         rng = np.random.default_rng([seed, split == 'val', number])
         picture, boxes, digits = compose_scene(rng, scans, labels)

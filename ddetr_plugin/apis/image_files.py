@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddetr_plugin.apis.video import is_video
 from ddetr_plugin.datasets.image_files import IMAGE_SUFFIXES
 
 __all__ = ['find_images', 'name_results']
@@ -82,8 +83,9 @@ def name_results(images: Sequence[Path], out: Path) -> list[tuple[Path, Path, Pa
     for path in images:
         name = path.absolute().relative_to(folder)
         # Its own suffix where that can be drawn to, so that a.jpg and a.png stay apart.
-        drawable = name.suffix.lower() in ('.jpg', '.jpeg', '.png')
-        named.append((path, name, out / name if drawable else out / f'{name}.png'))
+        drawable = name.suffix.lower() in ('.jpg', '.jpeg', '.png', '.mp4')
+        suffix = '' if drawable else '.mp4' if is_video(path) else '.png'
+        named.append((path, name, out / f'{name}{suffix}'))
     taken = {path.resolve(): path for path in images}
     originals = set(taken)
     for path, _, target in named:

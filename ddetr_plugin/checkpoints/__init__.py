@@ -9,7 +9,12 @@ from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_l
 from ddetr_plugin.checkpoints.names.rename import export, import_state
 from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout
 from ddetr_plugin.checkpoints.parity.other_models import with_rows
-from ddetr_plugin.checkpoints.report import describe, dilation_mismatch, settings_mismatch
+from ddetr_plugin.checkpoints.report import (
+    describe,
+    dilation_mismatch,
+    settings_mismatch,
+    settings_to_match,
+)
 from ddetr_plugin.compat.safe_globals import allow_official_checkpoints
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     'install_checkpoint_loader',
     'read_checkpoint',
     'settings_mismatch',
+    'settings_to_match',
     'to_ours',
     'unwrap',
     'with_rows',

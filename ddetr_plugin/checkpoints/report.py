@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.convert import Conversion, checksum
 from ddetr_plugin.checkpoints.files.reading import Source
-from ddetr_plugin.checkpoints.files.stated_settings import setting_mismatches
+from ddetr_plugin.checkpoints.files.stated_settings import setting_mismatches, unusual_settings
 from ddetr_plugin.checkpoints.fit import backbone_depth
 from ddetr_plugin.checkpoints.names.detect import OURS
 
-__all__ = ['describe', 'dilation_mismatch', 'settings_mismatch']
+__all__ = ['describe', 'dilation_mismatch', 'settings_mismatch', 'settings_to_match']
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
@@ -87,6 +87,24 @@ def settings_mismatch(source: Source, dialect: str, model: nn.Module) -> list[st
     return [
         f'warning: the file is of a model with {"; ".join(others)} as in the config; the weights '
         'fit, but detections will be wrong'
+    ]
+
+
+def settings_to_match(source: Source, dialect: str) -> list[str]:
+    """A line if the file is of a model with other heads, activations or the like, than usual.
+
+    For where there is no model to compare it with.
+
+    Args:
+        source: the file, which need not say it.
+        dialect: what wrote it.
+    """
+    others = unusual_settings(source.meta, dialect)
+    if not others:
+        return []
+    return [
+        f'note: the file is of a model with {"; ".join(others)} as in the configs here; weights do '
+        'not show it, so give the model that takes them the same (--config compares)'
     ]
 
 

@@ -1,6 +1,6 @@
 """The console command `ddetr`; the scripts in tools/ run the same commands.
 
-Importing this, and each command, loads neither torch nor mmdet: they come when a command runs.
+Importing this, and each command, loads no mmdet: it comes when a command runs.
 """
 
 import argparse
@@ -19,6 +19,8 @@ COMMANDS = dict(
     demo='train on your own images, or on scenes that are made; evaluate; draw',
     check='check a data set before training on it',
     convert='convert weights between implementations',
+    configs='list the configs of this package',
+    doctor='say what this machine has, what is missing, and what to do about it',
 )
 
 

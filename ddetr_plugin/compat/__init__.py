@@ -3,6 +3,7 @@
 from ddetr_plugin.compat.external_configs import register_configs
 from ddetr_plugin.compat.mmcv_extension import (
     MissingMMCVOpError,
+    has_mmcv_operators,
     install_mmcv_stand_in,
     require_mmcv_operators,
 )
@@ -13,6 +14,7 @@ __all__ = [
     'MissingMMCVOpError',
     'MissingPanopticAPIError',
     'allow_runner_checkpoints',
+    'has_mmcv_operators',
     'install_mmcv_stand_in',
     'register_configs',
     'require_mmcv_operators',

@@ -8,12 +8,18 @@ With full mmcv the real extension is found first and the finder is never reached
 extension is found but cannot be loaded, its own ImportError is what the user sees.
 """
 
+import importlib
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ['MissingMMCVOpError', 'install_mmcv_stand_in', 'require_mmcv_operators']
+__all__ = [
+    'MissingMMCVOpError',
+    'has_mmcv_operators',
+    'install_mmcv_stand_in',
+    'require_mmcv_operators',
+]
 
 EXTENSION = 'mmcv._ext'
 
@@ -73,6 +79,15 @@ def install_mmcv_stand_in():
     """Put the finder at the end of ``sys.meta_path``; a second call changes nothing."""
     if not any(isinstance(finder, _StandInFinder) for finder in sys.meta_path):
         sys.meta_path.append(_StandInFinder())
+
+
+def has_mmcv_operators():
+    """Whether mmcv has its compiled extension, and that can be loaded.
+
+    Raises:
+        ImportError: there is one, or no mmcv, but it cannot be imported.
+    """
+    return not isinstance(importlib.import_module(EXTENSION), _MissingOps)
 
 
 def require_mmcv_operators(model):

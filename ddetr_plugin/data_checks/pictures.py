@@ -19,6 +19,7 @@ from ddetr_plugin.datasets.image_files import (
     missing_end,
     read_image,
 )
+from ddetr_plugin.progress import track
 
 __all__ = [
     'check_each',
@@ -86,7 +87,7 @@ def check_each(check: Callable[[dict], Iterable], images: Sequence[dict]) -> lis
     # Decoding is what takes time, and happens outside of Python.
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda image: list(check(image)), images)
-        return list(chain.from_iterable(found))
+        return list(chain.from_iterable(track(found, 'Checking images', len(images))))
 
 
 def find_missing(

@@ -80,7 +80,8 @@ def check_splits(
     """What does not fit between two splits: their classes, and pictures that both have.
 
     Args:
-        train, val: the splits.
+        train: what is trained on.
+        val: what is validated on.
         chosen: for each, the classes that a config names; None for all. Of those that it leaves
             out, and of those that one file lacks at the end, `check_class_names` speaks.
     """

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import ddetr_plugin  # noqa: F401  before mmdet
-from ddetr_plugin.apis import PredictionPipeline, category_ids, detect
+from ddetr_plugin.apis import Detector, PredictionPipeline, category_ids
 from ddetr_plugin.datasets import UnreadableImageError
 from ddetr_plugin.registry import MODELS
 
@@ -136,10 +136,11 @@ def test_a_model_of_other_channels_predicts_and_draws(tiny_job, tmp_path, channe
     config.test_dataloader.dataset = coco_dataset(tmp_path, AS_IT_IS, image)
     init_default_scope('mmdet')
     model = MODELS.build(config.model).eval()
-    found = detect(model, PredictionPipeline(config), tmp_path / 'image.png')
-    assert len(found.instances) > 0 and found.size == (48, 64)
-    assert found.drawable.shape == (48, 64, 3)
-    assert found.drawable.max() == 255, 'dark data must be brightened for the eye'
+    detector = Detector.from_model(model, config, ('cat',) * 3)
+    found = detector.one(tmp_path / 'image.png', score_thr=0, keep_images=True)
+    assert len(found) > 0 and found.size == (48, 64)
+    assert found.image.shape == (48, 64, 3)
+    assert found.image.max() == 255, 'dark data must be brightened for the eye'
 
 
 def test_a_config_whose_loader_resizes_draws_on_the_whole_image(tiny_job, tmp_path):
@@ -150,9 +151,10 @@ def test_a_config_whose_loader_resizes_draws_on_the_whole_image(tiny_job, tmp_pa
     del config.test_dataloader.dataset.pipeline[1]
     init_default_scope('mmdet')
     model = MODELS.build(config.model).eval()
-    found = detect(model, PredictionPipeline(config), tmp_path / 'image.png')
+    detector = Detector.from_model(model, config, ('cat',) * 3)
+    found = detector.one(tmp_path / 'image.png', keep_images=True)
     assert found.size == (48, 64)
-    assert np.array_equal(found.drawable, image)
+    assert np.array_equal(found.image, image)
 
 
 def test_an_error_of_the_loader_is_the_images_and_one_of_a_later_step_is_not(tmp_path):

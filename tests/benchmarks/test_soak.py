@@ -85,14 +85,14 @@ def test_a_short_soak_passes_and_fails_where_predicting_leaks(
         train_dataloader=dict(sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True)),
     )
     kept = []
-    detect = soak.detect
+    one = soak.Detector.one
 
     def leaking(*arguments, **options):
         kept.append(new_memory(12))
-        return detect(*arguments, **options)
+        return one(*arguments, **options)
 
     if leaks:
-        monkeypatch.setattr(soak, 'detect', leaking)
+        monkeypatch.setattr(soak.Detector, 'one', leaking)
     monkeypatch.setattr(soak, 'SIDES', (16, 64))
     work_dir = tmp_path / 'soak'
     run = ['--minutes', '0', '--interval', '1', '--predictions', '20']

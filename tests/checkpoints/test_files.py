@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 from bridge_cases import assert_same, ours
+from forked import run_python
 
 from ddetr_plugin.checkpoints import (
     CheckpointFileError,
@@ -104,7 +104,7 @@ def test_a_python_that_has_loaded_nothing_else_reads_official_files(tmp_path):
         'from ddetr_plugin.checkpoints import read_checkpoint\n'
         f'print(read_checkpoint({str(file)!r}).dilated)'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    done = run_python(code)
     assert done.stdout == 'True\n', done.stderr
 
 

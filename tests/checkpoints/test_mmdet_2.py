@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from ddetr_plugin.checkpoints import describe, to_ours, unwrap
 from ddetr_plugin.checkpoints.files.stated_settings import file_settings, setting_mismatches
 from ddetr_plugin.checkpoints.parity.other_models import predict_with
+from ddetr_plugin.checkpoints.parity.source_models import source_model
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
@@ -96,6 +97,42 @@ def test_the_config_in_the_file_is_compared_with_the_model(kind):
     assert setting_mismatches(source.meta, 'mmdet', model) == []
     model.encoder.layers[0].self_attn.num_heads = 8
     assert setting_mismatches(source.meta, 'mmdet', model) == ['encoder heads 4, not 8']
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'said'),
+    [
+        (
+            "operation_order=('self_attn', 'norm', 'ffn', 'norm')",
+            "operation_order=('norm', 'self_attn', 'norm', 'ffn')",
+            'encoder operation order (norm, self_attn, norm, ffn), not '
+            '(self_attn, norm, ffn, norm)',
+        ),
+        (
+            "type='BaseTransformerLayer',",
+            "type='BaseTransformerLayer', norm_cfg=dict(type='LN', eps=0.1),",
+            'encoder norm eps 0.1, not 1e-05',
+        ),
+    ],
+)
+def test_layers_of_mmdet_2_that_weights_do_not_show_are_compared(old, new, said):
+    content, _, _ = recorded('base')
+    assert old in content['meta']['config']
+    content['meta']['config'] = content['meta']['config'].replace(old, new)
+    source = unwrap(content)
+    model = MODELS.build(our_config('base'))
+    assert setting_mismatches(source.meta, 'mmdet', model) == [said]
+    # mmdet 3 has no layer whose norms come first, so nothing may vouch for it.
+    if 'operation' in said:
+        with pytest.raises(ValueError, match='mmdet cannot build'):
+            source_model(source.state, source.meta, 'mmdet')
+
+
+@pytest.mark.parametrize('part', ['DeformableDetrTransformer', 'BaseTransformerLayer'])
+def test_parts_that_are_none_of_mmdet_2_vouch_for_nothing(part):
+    content, _, _ = recorded('base')
+    content['meta']['config'] = content['meta']['config'].replace(f"'{part}'", f"'My{part}'")
+    assert 'cfg' not in unwrap(content).meta
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
-"""Tools in forked processes, one or several as torchrun starts them, at the price of one Python.
+"""Programs in forked processes, one or several as torchrun starts them, at the price of one Python.
 
-As a program it imports everything once, then reads JSON lines. For each ``{"tool": NAME,
-"arguments": [...], "environments": [{...}, ...], "paths": [...], "folder": DIR}`` it forks a
-process per environment that runs tools/NAME.py, or the module NAME where that has a dot. It reads
-DIR/in and writes to DIR/out and DIR/err; the answer is DIR and the exit status, the first that is
-not 0. If one fails, the others are not waited for.
+As a program it imports much once, all that a tool needs or with ``torch`` as its argument no more
+than torch, then reads JSON lines. For each ``{"tool": NAME, "arguments": [...], "environments":
+[{...}, ...], "paths": [...], "folder": DIR}`` it forks a process per environment that runs
+tools/NAME.py, or the module NAME where there is no such file, or with ``"code"`` in the place of
+``"tool"`` the text of a program. It reads DIR/in and writes to DIR/out and DIR/err; the answer is
+DIR and the exit status, the first that is not 0. If one fails, the others are not waited for.
 
-Two things are not as in a Python of their own: what the tool imports is there already, and nothing
+Two things are not as in a Python of their own: what was imported is there already, and nothing
 runs at exit. `run` starts one.
 """
 
 import functools
+import gc
+import importlib.util
 import json
 import os
 import random
@@ -29,13 +32,15 @@ import numpy as np
 import torch
 
 REPO = Path(__file__).resolve().parents[2]
+# Of the package in use: that of the repository, or one that was built elsewhere.
+PACKAGES = Path(importlib.util.find_spec('ddetr_plugin').origin).parents[1]
 # Processes that wait for each other in vain would do so for half an hour.
 PATIENCE = 300  # seconds
 
 
 def environment(*paths):
-    """For a subprocess: one thread, no GPU, `paths` and the repository to import from."""
-    paths = [*map(str, paths), str(REPO), os.environ.get('PYTHONPATH', '')]
+    """For a subprocess: one thread, no GPU, `paths` and this package to import from."""
+    paths = [*map(str, paths), str(PACKAGES), os.environ.get('PYTHONPATH', '')]
     return {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(filter(None, paths)),
@@ -59,30 +64,19 @@ def run(command, *paths):
 
 
 class Done(NamedTuple):
-    """What a tool has left."""
+    """What a program has left."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-def run_forked(tool, arguments, environments=({},), paths=(), stdin=''):
-    """Runs a tool, or a module such as 'benchmarks.table', in a process per environment.
-
-    Returns:
-        Done, of all of them.
-    """
+def ask(imported, stdin='', **request):
+    """Has the program of this file, with all or only torch imported, run something; Done."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, 'in').write_text(stdin)
-        request = dict(
-            tool=tool,
-            arguments=[*map(str, arguments)],
-            environments=[{**environment(), **own} for own in environments],
-            paths=[*map(str, paths)],
-            folder=folder,
-        )
-        program = server()
-        print(json.dumps(request), file=program.stdin, flush=True)
+        program = server(imported)
+        print(json.dumps(dict(request, folder=folder)), file=program.stdin, flush=True)
         # A request may have been interrupted before its answer was read.
         for line in program.stdout:
             answered, status = json.loads(line)
@@ -92,6 +86,40 @@ def run_forked(tool, arguments, environments=({},), paths=(), stdin=''):
             server.cache_clear()
             raise RuntimeError(f'{__file__} ended with status {program.wait()}')
         return Done(status, *((Path(folder) / name).read_text() for name in ('out', 'err')))
+
+
+def run_forked(tool, arguments, environments=({},), paths=(), stdin=''):
+    """Runs a tool, or a module such as 'benchmarks.table', in a process per environment.
+
+    Returns:
+        Done, of all of them.
+    """
+    return ask(
+        'all',
+        stdin,
+        tool=tool,
+        arguments=[*map(str, arguments)],
+        environments=[{**environment(), **own} for own in environments],
+        paths=[*map(str, paths)],
+    )
+
+
+def run_python(code, *arguments, paths=(), **own):
+    """As ``python -c CODE ARGUMENTS`` in the repository, where only torch has been imported.
+
+    Args:
+        code: the text of a program.
+        arguments: its arguments.
+        paths: where it looks first for what it imports.
+        own: variables of its environment, besides those of this process.
+    """
+    return ask(
+        'torch',
+        code=code,
+        arguments=[*map(str, arguments)],
+        environments=[{**environment(*paths), **own}],
+        paths=[*map(str, paths)],
+    )
 
 
 def run_tool(tool, processes, arguments, *paths):
@@ -114,10 +142,10 @@ def run_tool(tool, processes, arguments, *paths):
 
 
 @functools.cache
-def server():
+def server(imported):
     """The program of this file, which ends with the process that started it."""
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve())],
+        [sys.executable, str(Path(__file__).resolve()), imported],
         cwd=REPO,
         env=environment(),
         stdin=subprocess.PIPE,
@@ -127,7 +155,7 @@ def server():
 
 
 def start(request, environment):
-    """A forked process that runs the tool; its id."""
+    """A forked process that runs what is asked for; its id."""
     if child := os.fork():
         return child
     status = 1
@@ -144,15 +172,7 @@ def start(request, environment):
         random.seed()
         np.random.seed()
         torch.seed()
-        name = request['tool']
-        path = REPO / 'tools' / f'{name}.py'
-        sys.argv = [str(path), *request['arguments']]
-        if '.' in name:
-            sys.path[:0] = request['paths']
-            runpy.run_module(name, run_name='__main__', alter_sys=True)
-        else:
-            sys.path[:0] = [str(path.parent), *request['paths']]
-            runpy.run_path(str(path), run_name='__main__')
+        execute(request)
         status = 0
     except SystemExit as stop:
         # As the interpreter does: a tool has said why, and a traceback would say it again.
@@ -165,6 +185,24 @@ def start(request, environment):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def execute(request):
+    """Runs what is asked for as a Python of its own would."""
+    arguments = request['arguments']
+    sys.path[:0] = request['paths']
+    if 'code' in request:
+        sys.argv = ['-c', *arguments]
+        exec(compile(request['code'], '<string>', 'exec'), {'__name__': '__main__'})
+        return
+    name = request['tool']
+    path = REPO / 'tools' / f'{name}.py'
+    sys.argv = [str(path), *arguments]
+    if path.exists():
+        sys.path.insert(0, str(path.parent))
+        runpy.run_path(str(path), run_name='__main__')
+    else:
+        runpy.run_module(name, run_name='__main__', alter_sys=True)
 
 
 def run_all(request):
@@ -192,7 +230,7 @@ def run_all(request):
     return status
 
 
-def main():
+def import_what_tools_need():
     import mmdet.datasets
     import mmdet.evaluation
     import mmdet.visualization  # noqa: F401
@@ -203,6 +241,22 @@ def main():
 
     # Else a short training spends much of its time on the looks of its config.
     config.FormatCode = lambda text, **style: (text, True)
+
+
+def main(imported):
+    # As for a file that is imported: this folder is for tests.
+    sys.path.remove(str(Path(__file__).resolve().parent))
+    # Collecting garbage would take a tenth of the time of the imports, and then much of what a
+    # forked process does: mmengine asks for it with every data set.
+    gc.disable()
+    if imported == 'all':
+        import ddetr_plugin  # noqa: F401  before mmdet
+
+        import_what_tools_need()
+    else:
+        import torch._dynamo  # noqa: F401  most of what importing the operator takes
+    gc.freeze()
+    gc.enable()
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -211,8 +265,4 @@ def main():
 
 
 if __name__ == '__main__':
-    # As for a file that is imported: this folder is for tests.
-    sys.path.remove(str(Path(__file__).resolve().parent))
-    import ddetr_plugin  # noqa: F401  before mmdet
-
-    main()
+    main(sys.argv[1])

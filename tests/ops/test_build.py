@@ -2,25 +2,25 @@
 
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+SETUP = """
+import runpy, sys
+sys.argv[0] = 'setup.py'
+runpy.run_path('setup.py', run_name='__main__')
+"""
+
+
 def run_setup(*arguments, **environment):
-    base = {k: v for k, v in os.environ.items() if k not in ('DDETR_BUILD_OPS', 'CXX')}
-    return subprocess.run(
-        [sys.executable, 'setup.py', *arguments],
-        cwd=ROOT,
-        env={**base, **environment},
-        capture_output=True,
-        text=True,
-    )
+    return run_python(SETUP, *arguments, **{'DDETR_BUILD_OPS': '', 'CXX': '', **environment})
 
 
 def test_without_a_compiler_the_package_is_pure_python_and_says_so(tmp_path):
@@ -60,19 +60,11 @@ def run_setup_with_a_gpu(tmp_path, torch_cuda, toolkit, **environment):
     nvcc.write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {toolkit}, V{toolkit}.1"\n')
     nvcc.chmod(0o755)
     code = f"""
-import runpy, sys, torch, torch.utils.cpp_extension as extension
+import torch, torch.utils.cpp_extension as extension
 torch.version.cuda, torch.cuda.is_available = {torch_cuda!r}, lambda: True
 extension.CUDA_HOME = {str(tmp_path)!r}
-sys.argv = ['setup.py', '--version']
-runpy.run_path('setup.py', run_name='__main__')
-"""
-    return subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=ROOT,
-        env={**os.environ, 'TORCH_CUDA_ARCH_LIST': '9.0', **environment},
-        capture_output=True,
-        text=True,
-    )
+{SETUP}"""
+    return run_python(code, '--version', **{'TORCH_CUDA_ARCH_LIST': '9.0', **environment})
 
 
 def test_a_toolkit_of_another_cuda_than_torchs_builds_for_the_cpu_and_says_so(tmp_path):

@@ -1,12 +1,10 @@
 """The CPU kernels among themselves: instruction sets, threads."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_python
 from op_cases import case, fused_case, needs_native, outputs_and_gradients
 
 from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_fused, native_load_error
@@ -43,13 +41,11 @@ TOLERANCES = {
 pytestmark = needs_native
 
 
-def run_with(capability, *arguments):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, 'DDETR_CPU_CAPABILITY': capability, 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-    )
+MODULE = "import runpy; runpy.run_module('ddetr_plugin.ops', run_name='__main__', alter_sys=True)"
+
+
+def run_with(capability, code, *arguments):
+    return run_python(code, *arguments, DDETR_CPU_CAPABILITY=capability)
 
 
 def test_all_instruction_sets_agree(tmp_path):
@@ -57,7 +53,7 @@ def test_all_instruction_sets_agree(tmp_path):
     results = {}
     for level in LEVELS[: LEVELS.index(best) + 1]:
         path = tmp_path / f'{level}.pt'
-        done = run_with(level, '-c', SCRIPT, str(path), str(Path(__file__).parent))
+        done = run_with(level, SCRIPT, path, Path(__file__).parent)
         assert done.returncode == 0, done.stderr
         used, results[level] = torch.load(path)
         assert used == level
@@ -73,13 +69,13 @@ def test_all_instruction_sets_agree(tmp_path):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    done = run_with('sse9', '-m', 'ddetr_plugin.ops')
+    done = run_with('sse9', MODULE)
     assert done.returncode != 0
     assert 'DDETR_CPU_CAPABILITY must be default, avx2 or avx512, got sse9' in done.stderr
 
 
 def test_the_self_check_reports_the_native_operator():
-    done = run_with('default', '-m', 'ddetr_plugin.ops')
+    done = run_with('default', MODULE)
     assert done.returncode == 0, done.stderr
     assert 'backend: native' in done.stdout and 'dispatch level: default' in done.stdout
     assert done.stdout.count('ok: forward') >= 4 and 'FAILED' not in done.stdout

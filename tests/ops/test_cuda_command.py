@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = ROOT / 'requirements' / 'test_cuda.txt'
@@ -49,14 +50,12 @@ def needed():
 
 def collected(missing):
     """The CUDA tests that pytest finds where the modules named in `missing` are not installed."""
-    done = subprocess.run(
-        [sys.executable, '-c', PYTEST_WITHOUT, ','.join(missing), '-m', 'cuda', '--collect-only']
-        + ['-q', '-p', 'no:cacheprovider', 'tests/ops'],
-        cwd=ROOT,
+    done = run_python(
+        PYTEST_WITHOUT,
+        ','.join(missing),
+        *('-m', 'cuda', '--collect-only', '-q', '-p', 'no:cacheprovider', 'tests/ops'),
         # Plugins that pytest would load belong to packages that are hidden here.
-        env={**os.environ, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'},
-        capture_output=True,
-        text=True,
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD='1',
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return {line for line in done.stdout.splitlines() if '::' in line}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_once import made_once
 from op_cases import SIZES, case, cuda_marks, fused_case, levels_of, needs_native
 
 from ddetr_plugin.ops import (
@@ -86,7 +87,12 @@ def emulated(tmp_path_factory):
     """The operators on the emulated GPU."""
     if COMPILER is None:
         pytest.skip('no C++ compiler was found')
-    library = tmp_path_factory.mktemp('emulated_gpu') / 'emulated_gpu.so'
+    folder = made_once(tmp_path_factory, 'emulated_gpu', compile_emulated)
+    torch.ops.load_library(str(folder / 'emulated_gpu.so'))
+    return torch.ops.ddetr_emulated_gpu
+
+
+def compile_emulated(folder):
     torch_folder = Path(torch.__file__).parent
     done = subprocess.run(
         [
@@ -108,14 +114,12 @@ def emulated(tmp_path_factory):
             f'-L{torch_folder / "lib"}',
             '-ltorch_cpu',
             '-o',
-            str(library),
+            str(folder / 'emulated_gpu.so'),
         ],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    torch.ops.load_library(str(library))
-    return torch.ops.ddetr_emulated_gpu
 
 
 @pytest.fixture(autouse=True)

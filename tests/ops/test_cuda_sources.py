@@ -2,11 +2,13 @@
 
 import ast
 import functools
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 
 from benchmarks.op import count_instructions as tool
 
@@ -38,9 +40,27 @@ def known_to_nvcc():
     return done.stdout.split()
 
 
-@functools.cache
-def measured():
-    return tool.measure('90')
+@pytest.fixture(scope='session')
+def compiled(tmp_path_factory):
+    """Compiles the kernels for an architecture, the first time: what each uses, and the cubin."""
+
+    @functools.cache
+    def compiled(arch):
+        def make(folder):
+            usage = tool.compile_kernels(arch, folder / 'kernels.cubin')
+            (folder / 'usage.json').write_text(json.dumps(usage))
+
+        folder = made_once(tmp_path_factory, f'kernels_{arch}', make)
+        usage = json.loads((folder / 'usage.json').read_text())
+        usage = {name: tool.Usage(*numbers) for name, numbers in usage.items()}
+        return usage, folder / 'kernels.cubin'
+
+    return compiled
+
+
+@pytest.fixture(scope='session')
+def counts(compiled):
+    return tool.measure(*compiled('90'))
 
 
 @needs_nvcc
@@ -65,10 +85,10 @@ def test_the_other_cuda_sources_compile_without_warnings(name, tmp_path):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize('arch', architectures())
-def test_no_kernel_keeps_registers_in_memory(arch, tmp_path):
+def test_no_kernel_keeps_registers_in_memory(arch, compiled):
     if f'sm_{arch}' not in known_to_nvcc():
         pytest.skip(f'this nvcc does not know sm_{arch}')
-    usage = tool.compile_kernels(arch, tmp_path / 'kernels.cubin')
+    usage, _ = compiled(arch)
     assert len(usage) > 50
     assert {name: use for name, use in usage.items() if use.spilled_bytes} == {}
     # What a multiprocessor of any generation gives to a block that asks for nothing special.
@@ -87,11 +107,9 @@ def test_no_kernel_keeps_registers_in_memory(arch, tmp_path):
         ('backward', 'fused, reference of 4', 540),
     ],
 )
-def test_instructions_per_query_and_head_stay_few(direction, operator, most):
+def test_instructions_per_query_and_head_stay_few(counts, direction, operator, most):
     """The kernels that most projects copy need 1547 forward and about 4570 backward."""
-    rows = [
-        row for row in measured()[0] if row['pass'] == direction and row['operator'] == operator
-    ]
+    rows = [row for row in counts if row['pass'] == direction and row['operator'] == operator]
     assert {row['dtype'] for row in rows} == {'float32', 'float16', 'bfloat16'}
     for row in rows:
         # Fewer than half would mean that the loops were not recognised.
@@ -99,9 +117,8 @@ def test_instructions_per_query_and_head_stay_few(direction, operator, most):
 
 
 @needs_disassembler
-def test_gradients_of_value_are_added_four_at_a_time(tmp_path):
-    cubin = tmp_path / 'kernels.cubin'
-    tool.compile_kernels('90', cubin)
+def test_gradients_of_value_are_added_four_at_a_time(compiled):
+    _, cubin = compiled('90')
     for name, code in tool.disassemble(cubin).items():
         adds = [x.text for x in code if 'RED' in x.text or 'ATOM' in x.text]
         if 'backward_kernelIfLi4E' in name or 'Li8ELi4E' in name and 'backward' in name:

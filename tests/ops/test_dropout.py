@@ -1,12 +1,10 @@
 """Dropout by counters: what it computes, that it is random, and that its gradient is its own."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import run_python
 
 from ddetr_plugin.ops import dropout, dropout_add, native_load_error, relu_dropout
 
@@ -127,17 +125,12 @@ torch.set_num_threads({threads})
 torch.manual_seed(0)
 print((dropout(torch.ones(200_003), 0.3).view(torch.int32).long() * torch.arange(200_003)).sum())
 """
-    printed = {
-        subprocess.run(
-            [sys.executable, '-c', code.format(threads=threads)],
-            env={**os.environ, 'DDETR_CPU_CAPABILITY': capability},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+    done = [
+        run_python(code.format(threads=threads), DDETR_CPU_CAPABILITY=capability)
         for threads, capability in ((1, ''), (3, ''), (2, 'avx2'), (2, 'default'))
-    }
-    assert len(printed) == 1
+    ]
+    assert done[0].returncode == 0, done[0].stderr
+    assert len({one.stdout for one in done}) == 1
 
 
 def test_nothing_happens_outside_training_or_with_probability_zero():

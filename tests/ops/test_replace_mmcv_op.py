@@ -3,7 +3,6 @@
 The first results are always mmcv's own on a CPU.
 """
 
-import subprocess
 import sys
 import threading
 import types
@@ -11,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from forked import run_python
 
 import ddetr_plugin  # noqa: F401  (first: mmcv-lite has no mmcv.ops by itself)
 
@@ -381,9 +381,7 @@ def test_the_compiled_operator_of_mmcv_stays_where_ours_has_no_kernels(
 
 def run(code):
     """stdout of a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'error::RuntimeWarning', '-c', code], capture_output=True, text=True
-    )
+    done = run_python(f"import warnings; warnings.simplefilter('error', RuntimeWarning)\n{code}")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

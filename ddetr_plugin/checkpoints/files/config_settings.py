@@ -7,15 +7,28 @@ from typing import Any
 
 from ddetr_plugin.checkpoints.names.resnets import RESNETS
 
-__all__ = ['activation_name', 'mmdet_settings', 'transformers_settings']
+__all__ = [
+    'OPERATION_ORDERS',
+    'RELEASED',
+    'activation_name',
+    'mmdet_settings',
+    'official_settings',
+    'plugin_settings',
+    'transformers_settings',
+]
 
 # Where the first block of a stage has its stride: in the 3 x 3 or in the first 1 x 1 convolution.
 _STYLES = {False: 'pytorch', True: 'caffe'}
 
+# Of a layer's parts, in mmcv's words; those of mmdet 2.x may have their norms first.
+OPERATION_ORDERS = {
+    'encoder operation order': ('self_attn', 'norm', 'ffn', 'norm'),
+    'decoder operation order': ('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'),
+}
 _POSITIONS = ('temperature', 'offset', 'normalize', 'scale', 'eps')
 _MMDET_POSITIONS = dict(temperature=10000, offset=0.0, normalize=False, scale=2 * math.pi, eps=1e-6)
-# transformers writes them into its code.
-_TRANSFORMERS_CONSTANTS = {
+# The official release and transformers write them into their code.
+_CONSTANTS = {
     'neck groups': 32,
     'neck norm eps': 1e-5,
     'neck activation': 'none',
@@ -27,6 +40,35 @@ _TRANSFORMERS_CONSTANTS = {
     'positional encoding normalize': True,
     'positional encoding scale': 2 * math.pi,
     'positional encoding eps': 1e-6,
+    **OPERATION_ORDERS,
+}
+_OFFICIAL_CONSTANTS = {
+    **_CONSTANTS,
+    'encoder activation': 'relu',
+    'decoder activation': 'relu',
+    'backbone activation': 'relu',
+    'backbone style': 'pytorch',
+}
+# What the models of the paper have, and the configs here.
+RELEASED = {
+    **_OFFICIAL_CONSTANTS,
+    'encoder heads': 8,
+    'decoder self-attention heads': 8,
+    'decoder cross-attention heads': 8,
+    'encoder points': 4,
+    'decoder points': 4,
+    'backbone strides': (1, 2, 2, 2),
+    'pixel mean': (123.675, 116.28, 103.53),
+    'pixel std': (58.395, 57.12, 57.375),
+    'pixel channels': 'RGB',
+}
+_OFFICIAL = {
+    'levels': 'num_feature_levels',
+    'encoder heads': 'nheads',
+    'decoder self-attention heads': 'nheads',
+    'decoder cross-attention heads': 'nheads',
+    'encoder points': 'enc_n_points',
+    'decoder points': 'dec_n_points',
 }
 _TRANSFORMERS = {
     'with_box_refine': 'with_box_refine',
@@ -46,8 +88,18 @@ def activation_name(name: str) -> str:
     return {'swish': 'silu'}.get(name, name)
 
 
+def official_settings(args: Mapping) -> dict[str, Any]:
+    """The settings in the command line that a file of the official release brings.
+
+    Whether boxes are refined, and in two stages, the names of the weights tell.
+    """
+    found = {k: args[v] for k, v in _OFFICIAL.items() if isinstance(args.get(v), int)}
+    # The command line of another program has other words.
+    return {**_OFFICIAL_CONSTANTS, **found} if 'nheads' in args else {}
+
+
 def transformers_settings(config: Mapping) -> dict[str, Any]:
-    """The settings in the content of a config.json; see `settings.file_settings`."""
+    """The settings in the content of a config.json; see `stated_settings.file_settings`."""
     found = {k: config[v] for k, v in _TRANSFORMERS.items() if isinstance(config.get(v), int)}
     if config.get('two_stage'):
         found['proposals'] = config.get('two_stage_num_proposals', 300)
@@ -55,7 +107,7 @@ def transformers_settings(config: Mapping) -> dict[str, Any]:
     if isinstance(act, str):
         found['encoder activation'] = found['decoder activation'] = activation_name(act)
     if config.get('model_type') == 'deformable_detr':
-        found.update(_TRANSFORMERS_CONSTANTS)
+        found.update(_CONSTANTS)
         if config.get('position_embedding_type', 'sine') != 'sine':
             found = {k: v for k, v in found.items() if not k.startswith('positional encoding ')}
         found.update(_transformers_backbone(config))
@@ -89,7 +141,7 @@ def _transformers_backbone(config: Mapping) -> Iterator[tuple[str, Any]]:
 
 
 def mmdet_settings(model: Mapping) -> dict[str, Any]:
-    """The settings in `model` of a config of mmdet 3; see `settings.file_settings`.
+    """The settings in `model` of a config of mmdet 3; see `stated_settings.file_settings`.
 
     What a part does not say has mmdet's default; of parts that are not there, there is nothing.
     """
@@ -101,42 +153,77 @@ def mmdet_settings(model: Mapping) -> dict[str, Any]:
     }
     if found['two_stage']:
         found['proposals'] = model.get('num_queries')
-    # The defaults of mmcv's attentions and FFN, and of torch's norms.
+    return _plain({**found, **dict(_parts(model, '_cfg', known))})
+
+
+def plugin_settings(model: Mapping) -> dict[str, Any]:
+    """The settings in `model` of a config of this package; see `stated_settings.file_settings`.
+
+    What a part does not say has the default of the parts that come with this package.
+    """
+    if not str(model.get('type')).endswith('DeformableDETR'):
+        return {}
+    queries, decoder = _part(model, 'query_head') or {}, _part(model, 'decoder') or {}
+    found: dict[str, Any] = {
+        'with_box_refine': decoder.get('refine', False),
+        'two_stage': 'TwoStage' in str(queries.get('type')),
+        'levels': (_part(model, 'encoder') or {}).get('num_levels'),
+    }
+    if found['two_stage']:
+        found['proposals'] = queries.get('num_queries')
+    return _plain({**found, **dict(_parts(model, '', True))})
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    # Lists are tuples once they were written.
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    return {k: v for k, v in found.items() if isinstance(v, bool | int | float | str | tuple)}
+
+
+def _parts(model: Mapping, suffix: str, known: bool) -> Iterator[tuple[str, Any]]:
+    """Settings of the parts that mmdet's models and ours have in common.
+
+    Args:
+        model: a config.
+        suffix: of the keys in a layer, such as `self_attn_cfg`.
+        known: the model is a Deformable DETR, so that what is not there has a default.
+    """
+    # The defaults of mmcv's attentions and FFN, and of torch's norms, which are ours, too.
     for key, path in (
-        ('encoder', 'encoder.layer_cfg.self_attn_cfg'),
-        ('decoder cross-attention', 'decoder.layer_cfg.cross_attn_cfg'),
+        ('encoder', f'encoder.layer{suffix}.self_attn{suffix}'),
+        ('decoder cross-attention', f'decoder.layer{suffix}.cross_attn{suffix}'),
     ):
         attention = _part(model, path)
         if attention is not None:
-            found[f'{key} heads'] = attention.get('num_heads', 8)
-            found[f'{key.split()[0]} points'] = attention.get('num_points', 4)
-    attention = _part(model, 'decoder.layer_cfg.self_attn_cfg')
+            yield f'{key} heads', attention.get('num_heads', 8)
+            yield f'{key.split()[0]} points', attention.get('num_points', 4)
+    attention = _part(model, f'decoder.layer{suffix}.self_attn{suffix}')
     if attention is not None:
-        found['decoder self-attention heads'] = attention.get('num_heads')
+        yield 'decoder self-attention heads', attention.get('num_heads', None if suffix else 8)
     for coder in ('encoder', 'decoder'):
-        ffn = _part(model, f'{coder}.layer_cfg.ffn_cfg')
+        layer = _part(model, f'{coder}.layer{suffix}')
+        if layer is None:
+            continue
+        ffn = _part(layer, f'ffn{suffix}')
         if ffn is not None:
-            found[f'{coder} activation'] = _activation(ffn, 'ReLU')
-        layer = _part(model, f'{coder}.layer_cfg')
-        if layer is not None:
-            found[f'{coder} norm eps'] = _eps(layer)
+            yield f'{coder} activation', _activation(ffn, 'ReLU')
+        yield f'{coder} norm eps', _eps(layer, f'norm{suffix}')
+        order = f'{coder} operation order'
+        yield order, layer.get('operation_order', OPERATION_ORDERS[order])
     positions = _part(model, 'positional_encoding')
     if positions is not None:
         said = {k: positions.get(k, _MMDET_POSITIONS[k]) for k in _POSITIONS}
         # Without `normalize` the others but the temperature do nothing.
-        keys = _POSITIONS if said['normalize'] else ('temperature', 'normalize')
-        found.update({f'positional encoding {k}': said[k] for k in keys})
+        for key in _POSITIONS if said['normalize'] else ('temperature', 'normalize'):
+            yield f'positional encoding {key}', said[key]
     neck = _part(model, 'neck')
     if neck is not None and str(neck.get('type')).endswith('ChannelMapper'):
-        norm = _part(neck, 'norm_cfg') or {}
-        found['neck groups'] = norm.get('num_groups')
-        found['neck norm eps'] = _eps(neck)
-        found['neck activation'] = _activation(neck, 'ReLU')
+        yield 'neck groups', (_part(neck, 'norm_cfg') or {}).get('num_groups')
+        yield 'neck norm eps', _eps(neck)
+        yield 'neck activation', _activation(neck, 'ReLU')
     if known:
-        found.update(_mmdet_backbone(_part(model, 'backbone') or {}))
-        found.update(_mmdet_pixels(_part(model, 'data_preprocessor') or {}))
-    plain = (bool, int, float, str, tuple)
-    return {key: value for key, value in found.items() if isinstance(value, plain)}
+        yield from _mmdet_backbone(_part(model, 'backbone') or {})
+        yield from _mmdet_pixels(_part(model, 'data_preprocessor') or {})
 
 
 def _mmdet_backbone(backbone: Mapping) -> Iterator[tuple[str, Any]]:
@@ -176,5 +263,5 @@ def _activation(config: Mapping, default: str) -> str:
     return activation_name(str(act.get('type')))
 
 
-def _eps(config: Mapping) -> Any:
-    return (_part(config, 'norm_cfg') or {}).get('eps', 1e-5)
+def _eps(config: Mapping, key: str = 'norm_cfg') -> Any:
+    return (_part(config, key) or {}).get('eps', 1e-5)

@@ -28,7 +28,8 @@ class Source(NamedTuple):
 
     Attributes:
         state: the weights; prefixes are stripped, and names of mmdet 2.x are those of mmdet 3.
-        meta: the Runner's meta data, or an empty dict.
+        meta: the Runner's meta data, or an empty dict; with the `args` of the official release's
+            training, if the file has them.
         dilated: whether the file says that the backbone is dilated (DC5); None if it says nothing.
         left: what else is in the file, in words.
         notes: what was stripped or renamed, in words.
@@ -136,6 +137,9 @@ def unwrap(content: Mapping, ema: bool = False) -> Source:
 
     meta = content.get('meta') if weights is not content else None
     meta = dict(meta) if isinstance(meta, Mapping) else {}
+    args = _command_line(content)
+    if args:
+        meta.setdefault('args', args)
     picked, stripped, beside = pick_model(bare.values(), ema and not is_average)
     new = {old: picked[name] for old, name in bare.items() if name in picked}
     notes += stripped
@@ -176,10 +180,18 @@ def _weights(content: Mapping, ema: bool) -> tuple[Mapping, list[str], bool]:
     return weights, [f'{averages[0]} (an average of the weights; --ema takes it instead)'], False
 
 
-def _dilation(content: Mapping, meta: Mapping) -> bool | None:
+def _command_line(content: Mapping) -> dict[str, Any]:
+    """What the official release's files hold of their training's command line, in plain values."""
     args = content.get('args')
     if isinstance(args, argparse.Namespace):
         args = vars(args)
+    if not isinstance(args, Mapping):
+        return {}
+    return {k: v for k, v in args.items() if isinstance(v, bool | int | float | str)}
+
+
+def _dilation(content: Mapping, meta: Mapping) -> bool | None:
+    args = meta.get('args')
     if isinstance(args, Mapping) and 'dilation' in args:
         return bool(args['dilation'])
     if isinstance(meta.get('dilation'), bool):

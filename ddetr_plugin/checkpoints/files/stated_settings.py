@@ -7,10 +7,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints.files import config_settings
-from ddetr_plugin.checkpoints.files.config_settings import activation_name, mmdet_settings
+from ddetr_plugin.checkpoints.files.config_settings import (
+    OPERATION_ORDERS,
+    RELEASED,
+    activation_name,
+)
 from ddetr_plugin.checkpoints.files.config_text import model_of_config
+from ddetr_plugin.checkpoints.names.detect import OURS
 
-__all__ = ['file_settings', 'our_settings', 'setting_mismatches', 'transformers_settings']
+__all__ = [
+    'file_settings',
+    'our_settings',
+    'setting_mismatches',
+    'transformers_settings',
+    'unusual_settings',
+]
 
 _OURS = {
     'with_box_refine': 'decoder.refine',
@@ -42,8 +53,9 @@ def file_settings(meta: Mapping, dialect: str) -> dict[str, Any]:
     """What a file says; of what it does not say there is no entry.
 
     Args:
-        meta: of a `Source`: its `settings`, which come from config.json, or, for 'mmdet', the
-            Runner's config, its `cfg`.
+        meta: of a `Source`: its `settings`, which come from config.json; a Runner's config, its
+            `cfg`; the command line of the official release, its `args`; or what the file was
+            converted from said, in its `conversion`.
         dialect: what wrote the file.
 
     Returns:
@@ -53,9 +65,14 @@ def file_settings(meta: Mapping, dialect: str) -> dict[str, Any]:
     """
     if dialect == 'hf' and isinstance(meta.get('settings'), Mapping):
         return config_settings.transformers_settings(meta['settings'])
-    if dialect == 'mmdet' and isinstance(meta.get('cfg'), str):
-        return mmdet_settings(model_of_config(meta['cfg']))
-    return {}
+    if dialect == 'official' and isinstance(meta.get('args'), Mapping):
+        return config_settings.official_settings(meta['args'])
+    read = {'mmdet': config_settings.mmdet_settings, OURS: config_settings.plugin_settings}
+    if dialect in read and isinstance(meta.get('cfg'), str):
+        return read[dialect](model_of_config(meta['cfg']))
+    conversion = meta.get('conversion')
+    said = conversion.get('settings') if isinstance(conversion, Mapping) else None
+    return dict(said) if isinstance(said, Mapping) else {}
 
 
 def transformers_settings(config: Mapping) -> dict[str, Any]:
@@ -81,6 +98,11 @@ def our_settings(model: nn.Module) -> dict[str, Any]:
     if isinstance(relu, nn.Module):
         found['backbone activation'] = activation_name(type(relu).__name__)
     found.update(_pixels(model))
+    for coder in ('encoder', 'decoder'):
+        layer = type(_attribute(model, f'{coder}.layers.0')).__name__
+        if layer == f'DeformableTransformer{coder.capitalize()}Layer':
+            key = f'{coder} operation order'
+            found[key] = OPERATION_ORDERS[key]
     plain = (bool, int, float, str, tuple)
     return {key: value for key, value in found.items() if isinstance(value, plain)}
 
@@ -95,11 +117,27 @@ def setting_mismatches(meta: Mapping, dialect: str, model: nn.Module) -> list[st
         dialect: what wrote it.
         model: ours.
     """
-    ours = our_settings(model)
+    return _differences(file_settings(meta, dialect), our_settings(model))
+
+
+def unusual_settings(meta: Mapping, dialect: str) -> list[str]:
+    """What a file says otherwise than the paper's models and the configs here are.
+
+    Args:
+        meta: of a `Source`.
+        dialect: what wrote it.
+
+    Returns:
+        A phrase each, as those of `setting_mismatches`.
+    """
+    return _differences(file_settings(meta, dialect), RELEASED)
+
+
+def _differences(said: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return [
-        f'{key} {_shown(said)}, not {_shown(ours[key])}'
-        for key, said in file_settings(meta, dialect).items()
-        if key in ours and not _same(said, ours[key])
+        f'{key} {_shown(value)}, not {_shown(wanted[key])}'
+        for key, value in said.items()
+        if key in wanted and not _same(value, wanted[key])
     ]
 
 

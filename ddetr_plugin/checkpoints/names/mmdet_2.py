@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ddetr_plugin.checkpoints.files.config_settings import OPERATION_ORDERS
 from ddetr_plugin.checkpoints.files.config_text import is_written_out, model_of_config
 
 __all__ = ['START', 'is_mmdet_2', 'mmdet_3_config', 'mmdet_3_name']
@@ -27,6 +28,22 @@ _RENAMED = (
     # DETR's, which in mmdet 3 is a neck.
     (r'^bbox_head\.input_proj\.', 'neck.convs.0.conv.'),
 )
+# The parts that became those of mmdet 3; a class of somebody's own may compute anything.
+_TYPES = {
+    'DeformableDETRHead',
+    'DeformableDetrTransformer',
+    'DetrTransformerEncoder',
+    'DeformableDetrTransformerDecoder',
+    'BaseTransformerLayer',
+    'DetrTransformerDecoderLayer',
+    'MultiScaleDeformableAttention',
+    'MultiheadAttention',
+    'FFN',
+    'SinePositionalEncoding',
+}
+_LAYER = {'type', 'attn_cfgs', 'ffn_cfgs', 'feedforward_channels', 'ffn_dropout', 'ffn_num_fcs'}
+# These do nothing there, or nothing to a trained model.
+_LAYER |= {'operation_order', 'norm_cfg', 'act_cfg', 'init_cfg', 'batch_first'}
 # What a head has in both.
 _HEAD = ('type', 'num_classes', 'num_reg_fcs', 'sync_cls_avg_factor')
 _HEAD += ('loss_cls', 'loss_bbox', 'loss_iou')
@@ -51,7 +68,8 @@ def mmdet_3_config(text: str) -> str | None:
         text: a config of mmdet 2.x, in Python. It is read, not run.
 
     Returns:
-        None if the text is no such config.
+        None if the text is no such config, or names parts of somebody's own. Where the norms of a
+        layer come first, it has that `operation_order`, with which mmdet 3 builds nothing.
     """
     model = model_of_config(text)
     if not is_written_out(model):
@@ -68,8 +86,11 @@ def _upgraded(model: Mapping) -> dict:
     transformer = head['transformer']
     two_stage = head.get('as_two_stage', False)
     queries = transformer.get('two_stage_num_proposals', 300) if two_stage else head['num_query']
-    (encoder_attention,), encoder_ffn = _layer(transformer['encoder'], 1)
-    (self_attention, cross_attention), decoder_ffn = _layer(transformer['decoder'], 2)
+    positions = head['positional_encoding']
+    for part in (head, transformer, transformer['encoder'], transformer['decoder'], positions):
+        _require_known(part)
+    (encoder_attention,), encoder_layer = _layer(transformer['encoder'], 'encoder')
+    (self_attention, cross_attention), decoder_layer = _layer(transformer['decoder'], 'decoder')
     return {
         'type': 'DeformableDETR',
         'num_queries': queries,
@@ -80,7 +101,7 @@ def _upgraded(model: Mapping) -> dict:
         'neck': model['neck'],
         'encoder': {
             'num_layers': transformer['encoder']['num_layers'],
-            'layer_cfg': {'self_attn_cfg': encoder_attention, 'ffn_cfg': encoder_ffn},
+            'layer_cfg': {'self_attn_cfg': encoder_attention, **encoder_layer},
         },
         'decoder': {
             'num_layers': transformer['decoder']['num_layers'],
@@ -88,26 +109,30 @@ def _upgraded(model: Mapping) -> dict:
             'layer_cfg': {
                 'self_attn_cfg': self_attention,
                 'cross_attn_cfg': cross_attention,
-                'ffn_cfg': decoder_ffn,
+                **decoder_layer,
             },
             'post_norm_cfg': None,
         },
-        'positional_encoding': _without(head['positional_encoding'], 'type'),
+        'positional_encoding': _without(positions, 'type'),
         'bbox_head': {
             **{key: head[key] for key in _HEAD if key in head},
-            'embed_dims': decoder_ffn['embed_dims'],
+            'embed_dims': decoder_layer['ffn_cfg']['embed_dims'],
         },
     }
 
 
-def _layer(coder: Mapping, attentions: int) -> tuple[list[dict], dict]:
-    """Configs of the attentions and of the FFN of the layers of an encoder or decoder."""
+def _layer(coder: Mapping, name: str) -> tuple[list[dict], dict]:
+    """Configs of the attentions, and of what else there is, of the layers of a coder."""
     layer = coder['transformerlayers']
+    order = OPERATION_ORDERS[f'{name} operation order']
+    attentions = sum(part.endswith('attn') for part in order)
     config = layer['attn_cfgs']
     configs = config if isinstance(config, Sequence) else [config] * attentions
-    if len(configs) != attentions:
-        raise KeyError('attn_cfgs')
     ffn = layer.get('ffn_cfgs', {})
+    for part in (layer, ffn, *configs):
+        _require_known(part)
+    if len(configs) != attentions or not layer.keys() <= _LAYER:
+        raise KeyError('transformerlayers')
     # What mmcv 1.x calls them since and before its `ffn_cfgs`; the latter wins.
     ffn = {**_without(ffn, 'type'), 'embed_dims': configs[0].get('embed_dims', 256)}
     for old, new in (
@@ -117,7 +142,17 @@ def _layer(coder: Mapping, attentions: int) -> tuple[list[dict], dict]:
     ):
         if old in layer:
             ffn[new] = layer[old]
-    return [{**_without(config, 'type'), 'batch_first': True} for config in configs], ffn
+    others = {'ffn_cfg': ffn}
+    if 'norm_cfg' in layer:
+        others['norm_cfg'] = layer['norm_cfg']
+    if tuple(layer.get('operation_order', order)) != order:
+        others['operation_order'] = layer['operation_order']
+    return [{**_without(config, 'type'), 'batch_first': True} for config in configs], others
+
+
+def _require_known(part: Mapping) -> None:
+    if 'type' in part and part['type'] not in _TYPES:
+        raise ValueError(f'a {part["type"]} is none of mmdet 2.x')
 
 
 def _without(config: Mapping, key: str) -> dict:

@@ -207,12 +207,13 @@ def predict_with(
 
     Args:
         model: ours, mmdet's or transformers'.
-        inputs: (B, 3, H, W), padded at the right and the bottom.
+        inputs: (B, 3, H, W), padded at the right and the bottom; of any floating-point type.
         image_shapes: B pairs (h, w), unpadded, in pixels.
     """
     from mmdet.structures import DetDataSample
 
     model.eval()
+    inputs = inputs.to(next(model.parameters()).dtype)
     height, width = inputs.shape[-2:]
     metas = [dict(img_shape=shape, batch_input_shape=(height, width)) for shape in image_shapes]
     samples = [DetDataSample(metainfo=meta) for meta in metas]

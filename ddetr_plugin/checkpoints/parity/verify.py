@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class Verification(NamedTuple):
             and the two share whatever is wrong with it.
         where: image, query and class or coordinate of the larger excess, and the first module that
             computes something else; empty if it passed.
+        by_rounding: it did not pass, and our model by itself changes as much where it computes in
+            float64: the comparison says nothing about these weights.
     """
 
     logits: float
@@ -46,6 +49,7 @@ class Verification(NamedTuple):
     passed: bool
     by_config: bool
     where: str
+    by_rounding: bool = False
 
 
 def build_ours(config: Mapping, device: str = 'cpu') -> nn.Module:
@@ -109,26 +113,42 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
             f'the models predict logits {tuple(logits.shape)} with --config and '
             f'{tuple(other_logits.shape)} by the file, expected as many; set num_queries'
         )
-    if conversion.layout.two_stage:
-        order = _matching(logits, boxes, other_logits, other_boxes)
-        other_logits = other_logits.take_along_dim(order, 1)
-        other_boxes = other_boxes.take_along_dim(order, 1)
-    scale = max(1.0, other_logits.abs().max().item())
+    two_stage = conversion.layout.two_stage
+    other_logits, other_boxes = _ordered(logits, boxes, other_logits, other_boxes, two_stage)
     differences = (logits - other_logits).abs(), (boxes - other_boxes).abs()
     largest = [difference.max().item() for difference in differences]
+    excess = _excess(*largest, other_logits)
     # So written, numbers that are not finite fail.
-    passed = largest[0] <= TOLERANCE * scale and largest[1] <= TOLERANCE
-    where = ''
-    if not passed:
-        of_logits = not largest[0] / scale <= largest[1]
-        pair = (logits, other_logits) if of_logits else (boxes, other_boxes)
-        where = _place(differences[not of_logits], *pair, of_logits)
-        module = first_difference(
-            ours, other, _counterparts(conversion, other), lambda: predictions(ours, other)
-        )
-        if module is not None:
-            where += f'; the first module with another result is {module}'
-    return Verification(*largest, passed, by_config, where)
+    if all(number <= TOLERANCE for number in excess):
+        return Verification(*largest, True, by_config, '')
+    of_logits = not excess[0] <= excess[1]
+    pair = (logits, other_logits) if of_logits else (boxes, other_boxes)
+    where = _place(differences[not of_logits], *pair, of_logits)
+    module = first_difference(
+        ours, other, _counterparts(conversion, other), lambda: predictions(ours, other)
+    )
+    if module is not None:
+        where += f'; the first module with another result is {module}'
+    finite = all(map(math.isfinite, excess))
+    by_rounding = finite and _rounding(ours, two_stage) > 0.1 * max(excess)
+    return Verification(*largest, False, by_config, where, by_rounding)
+
+
+def _excess(logits: float, boxes: float, of: Tensor) -> tuple[float, float]:
+    """Largest differences of the logits `of` a model and of its boxes, as `TOLERANCE` counts."""
+    return logits / max(1.0, of.abs().max().item()), boxes
+
+
+def _rounding(model: nn.Module, two_stage: bool) -> float:
+    """How far a model's predictions in float32 are from those in float64, as `TOLERANCE` counts."""
+    try:
+        one, other = predictions(model, copy.deepcopy(model).double())
+    except RuntimeError:
+        # A part of somebody's own that computes in float32 only.
+        return 0.0
+    wanted = _ordered(*one, *other, two_stage)
+    differences = [(a - b).abs().max().item() for a, b in zip(one, wanted)]
+    return max(_excess(*differences, wanted[0]))
 
 
 def _as_ours(config: Mapping, source: Source, dialect: str) -> nn.Module:
@@ -149,17 +169,23 @@ def _as_ours(config: Mapping, source: Source, dialect: str) -> nn.Module:
     return other
 
 
-def _matching(logits: Tensor, boxes: Tensor, other_logits: Tensor, other_boxes: Tensor) -> Tensor:
-    """(B, Q, 1): for each query the other model's, where the sum of the differences is least.
+def _ordered(
+    logits: Tensor, boxes: Tensor, other_logits: Tensor, other_boxes: Tensor, two_stage: bool
+) -> tuple[Tensor, Tensor]:
+    """The other model's predictions, each at the query where the sum of the differences is least.
 
-    Proposals whose scores are nearly the same may come in another order, which means nothing.
+    Proposals whose scores are nearly the same may come in another order, which means nothing. The
+    queries of other models than two-stage ones have an order.
     """
+    if not two_stage:
+        return other_logits, other_boxes
     from scipy.optimize import linear_sum_assignment
 
     one, other = torch.cat((logits, boxes), -1), torch.cat((other_logits, other_boxes), -1)
     cost = torch.cdist(one.double(), other.double(), p=1).nan_to_num(1e9)
     order = [linear_sum_assignment(image.numpy())[1] for image in cost]
-    return torch.stack([torch.from_numpy(columns) for columns in order])[..., None]
+    order = torch.stack([torch.from_numpy(columns) for columns in order])[..., None]
+    return other_logits.take_along_dim(order, 1), other_boxes.take_along_dim(order, 1)
 
 
 def _place(difference: Tensor, one: Tensor, other: Tensor, of_logits: bool) -> str:

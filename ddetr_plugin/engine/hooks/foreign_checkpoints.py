@@ -1,10 +1,12 @@
 """`load_from` with weights of other implementations or for other classes."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
 
 from ddetr_plugin.checkpoints import (
     OURS,
@@ -21,7 +23,7 @@ from ddetr_plugin.engine import mmengine_private
 from ddetr_plugin.engine.sharding import full_state_dict
 from ddetr_plugin.registry import HOOKS
 
-__all__ = ['ForeignCheckpointHook']
+__all__ = ['ForeignCheckpointHook', 'convert_checkpoint']
 
 
 @HOOKS.register_module()
@@ -69,26 +71,52 @@ class ForeignCheckpointHook(Hook):
             return
         if mmengine_private.is_resumed(runner):
             raise ValueError(f'cannot resume from {dialect} weights; use load_from without resume')
-        converted = to_ours(
-            source,
-            target=target,
-            target_classes=dataset_classes(runner.cfg),
-            allow_missing=self.allow_missing or dialect == OURS,
-            target_refines=our_settings(model).get('with_box_refine'),
+        convert_checkpoint(
+            checkpoint, model, target, dataset_classes(runner.cfg), self.allow_missing
         )
-        lines = dilation_mismatch(source, dialect, model.backbone)
-        for line in lines + settings_mismatch(source, dialect, model):
-            print_log(line, logger='current', level=logging.WARNING)
-        if dialect == OURS and converted.rows is None and not source.notes:
-            return
-        shapes = {name: tensor.shape for name, tensor in target.items()}
-        checkpoint['state_dict'] = {
-            name: tensor
-            for name, tensor in converted.state.items()
-            if shapes.get(name, tensor.shape) == tensor.shape
-        }
-        report = '\n  '.join(describe(converted, source))
-        # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
-        lost = converted.rows is not None and not any(row is not None for row in converted.rows)
-        level = logging.WARNING if lost or converted.warnings else logging.INFO
-        print_log(f'Converted the checkpoint:\n  {report}', logger='current', level=level)
+
+
+def convert_checkpoint(
+    checkpoint: dict,
+    model: nn.Module,
+    target: Mapping[str, Tensor],
+    classes: Sequence[str] | None,
+    allow_missing: bool = False,
+) -> None:
+    """Rewrite the weights in a checkpoint as a model of ours takes them, and log what was done.
+
+    Args:
+        checkpoint: as it was loaded; gets `state_dict`.
+        model: ours.
+        target: its state dict, of which names and shapes are read.
+        classes: that the class rows move to, by name; None if they are not known.
+        allow_missing: load what fits of a foreign checkpoint, and log what does not.
+
+    Raises:
+        ValueError: weights of another implementation do not fit the model.
+    """
+    source = unwrap(checkpoint)
+    dialect = detect_dialect(source.state)
+    converted = to_ours(
+        source,
+        target=target,
+        target_classes=classes,
+        allow_missing=allow_missing or dialect == OURS,
+        target_refines=our_settings(model).get('with_box_refine'),
+    )
+    lines = dilation_mismatch(source, dialect, model.backbone)
+    for line in lines + settings_mismatch(source, dialect, model):
+        print_log(line, logger='current', level=logging.WARNING)
+    if dialect == OURS and converted.rows is None and not source.notes:
+        return
+    shapes = {name: tensor.shape for name, tensor in target.items()}
+    checkpoint['state_dict'] = {
+        name: tensor
+        for name, tensor in converted.state.items()
+        if shapes.get(name, tensor.shape) == tensor.shape
+    }
+    report = '\n  '.join(describe(converted, source))
+    # A model whose classes all start fresh cannot be tested, and hardly anybody means it.
+    lost = converted.rows is not None and not any(row is not None for row in converted.rows)
+    level = logging.WARNING if lost or converted.warnings else logging.INFO
+    print_log(f'Converted the checkpoint:\n  {report}', logger='current', level=level)

@@ -117,7 +117,7 @@ class HungarianAssigner(BaseAssigner):
             num_gts: for each of them B numbers of ground truths; columns beyond are padding.
 
         Returns:
-            result[i][n][b]: see `match`.
+            Lists by set, layer and image: `result[i][n][b]` is what `match` gives.
 
         Raises:
             NotFiniteError: a cost is NaN or infinite, be it in the padding; the message says of
