@@ -39,7 +39,7 @@ from mmengine.hooks import Hook
 
 DEMO_CONFIG = find_config('digits')
 DEMO_DATA = Path('data/demo')
-# Some times what was measured without a leak; see the README.
+# Some times what was measured without a leak; see docs/reliability.md.
 ALLOWED_MIB = 48
 SCALES = [(width, height) for width in (128, 160, 192, 224) for height in (128, 176, 208)]
 SIDES = (16, 640)  # of the images that are predicted, pixels
