@@ -12,7 +12,8 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# Without compiling them: Python compiles what it imports, which is a small part of what is installed.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 NATIVE_SOURCES := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' 2>/dev/null)
 CXX_FOUND := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name))))
 # A PYTHON that is named would otherwise be ignored where there is a .venv already.
@@ -56,6 +57,9 @@ SOAK_MINUTES ?= 60
 # does not grow tenfold when another process wants a core.
 export GOMP_SPINCOUNT ?= 2000
 
+# The op is built while packages are installed.
+MAKEFLAGS += -j2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-isa test-cuda sanitize soak lint docs bench clean
@@ -63,7 +67,7 @@ export GOMP_SPINCOUNT ?= 2000
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMPS)/package ## make .venv, install what is pinned, build the op
+setup: $(STAMPS)/package $(STAMPS)/requirements ## make .venv, install what is pinned, build the op
 
 demo: setup ## train, evaluate and draw; DATA=path takes your own data folder
 	$(PY) tools/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
@@ -105,7 +109,7 @@ sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehavi
 soak: setup ## train for SOAK_MINUTES (60), predict a thousand times, fail if memory grows
 	$(PY) -m benchmarks.long_runs.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
-lint: $(STAMPS)/requirements ## check style and formatting
+lint: $(STAMPS)/build-requirements ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
@@ -144,9 +148,14 @@ $(STAMPS)/torch: | $(PY)
 	@$(PY) -c '$(HAS_TORCH)' 2>/dev/null || { echo 'Installing $(TORCH)'; $(PIP) '$(TORCH)'; }
 	@touch $@
 
-$(STAMPS)/requirements: $(STAMPS)/torch $(wildcard requirements/*.txt)
+$(STAMPS)/build-requirements: $(STAMPS)/torch requirements/dev.txt requirements/runtime.txt
+	@echo 'Installing what builds the op'
+	@$(PIP) -r requirements/dev.txt -c requirements/runtime.txt setuptools
+	@touch $@
+
+$(STAMPS)/requirements: $(STAMPS)/build-requirements requirements/runtime.txt requirements/openmmlab.txt
 	@echo 'Installing the pinned packages'
-	@$(PIP) -r requirements/runtime.txt -r requirements/dev.txt
+	@$(PIP) -r requirements/runtime.txt
 	@$(PIP) --no-deps -r requirements/openmmlab.txt
 	@touch $@
 
@@ -163,7 +172,7 @@ $(STAMPS)/docs-requirements: requirements/docs.txt | $(PY)
 	@$(PIP) -r requirements/docs.txt
 	@touch $@
 
-$(STAMPS)/package: $(STAMPS)/requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)
+$(STAMPS)/package: $(STAMPS)/build-requirements $(wildcard setup.py pyproject.toml MANIFEST.in) $(NATIVE_SOURCES)
 	@echo 'Building the op and installing the package'
 	@$(if $(CXX_FOUND),,echo 'No C++ compiler: the op will be slow. Install g++, then: make clean setup' >&2; DDETR_BUILD_OPS=0) \
 		$(PIP) --no-build-isolation --no-deps -e .
