@@ -105,7 +105,7 @@ def test_coordinates_boxes_costs_and_losses_are_float32_in_the_whole_detector(
 
 
 def losses_of_a_short_training(optim_wrapper):
-    """The sums of the losses of 20 steps that are not left out, as the first of float16 are."""
+    """The sums of the losses of 8 steps that are not left out, as the first of float16 are."""
     model = build(tiny_config('two-stage')).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     settings = dict(optim_wrapper, optimizer=optimizer, clip_grad=dict(max_norm=0.1))
@@ -113,7 +113,7 @@ def losses_of_a_short_training(optim_wrapper):
     scaler = getattr(wrapper, 'loss_scaler', torch.amp.GradScaler(enabled=False))
     inputs, samples = batch()
     totals = []
-    while len(totals) < 20:
+    while len(totals) < 8:
         before = scaler.get_scale()
         # torch's own are slow on a CPU.
         with RoundedProducts():
@@ -127,13 +127,14 @@ def losses_of_a_short_training(optim_wrapper):
 
 
 def test_a_short_training_under_autocast_follows_that_in_float32():
-    """Its losses stay within 5 % over 20 steps, on which they fall by a third and more.
+    """Its losses stay within 5 % over 8 steps, on which they fall by three tenths.
 
     On any CPU: moving each layer's output by a bfloat16 rounding of it and one of its weights, at
-    random and in float32 (`rounding.moved`), changes these losses by 0.15 % (three trainings).
+    random and in float32 (`rounding.moved`), changes the losses of 20 steps by 0.15 % (three
+    trainings).
     """
     exact = losses_of_a_short_training(dict(type='OptimWrapper'))
-    assert exact[-1] < 0.67 * exact[0]
+    assert exact[-1] < 0.7 * exact[0]
     for dtype in ('bfloat16', 'float16'):
         low = losses_of_a_short_training(
             dict(type='ddetr_plugin.AutocastOptimWrapper', dtype=dtype)

@@ -1,9 +1,7 @@
 """The CUDA sources as nvcc compiles them, also where there is no GPU and torch has no CUDA."""
 
-import ast
 import functools
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from made_once import made_once
 
 from benchmarks.op import count_instructions as tool
+from benchmarks.op import kernel_usage
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_nvcc = pytest.mark.skipif(tool.toolkit('nvcc') is None, reason='nvcc is not installed')
@@ -18,26 +17,6 @@ needs_disassembler = pytest.mark.skipif(
     tool.toolkit('nvcc') is None or tool.toolkit('nvdisasm') is None,
     reason='nvcc and nvdisasm are not installed',
 )
-
-
-# Generations with the instructions of 80 and other numbers of units.
-LIKE_80 = ('86', '89')
-
-
-def architectures():
-    """What setup.py builds for, such as '90', each set of instructions once."""
-    text = (ROOT / 'setup.py').read_text(encoding='utf-8')
-    names = re.search(r'^CUDA_ARCHITECTURES = (\(.*\))$', text, re.MULTILINE)[1]
-    found = [name.removesuffix('+PTX').replace('.', '') for name in ast.literal_eval(names)]
-    return [name for name in found if name not in LIKE_80]
-
-
-@functools.cache
-def known_to_nvcc():
-    done = subprocess.run(
-        [tool.toolkit('nvcc'), '--list-gpu-code'], capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()
 
 
 @pytest.fixture(scope='session')
@@ -66,15 +45,16 @@ def counts(compiled):
 @needs_nvcc
 @pytest.mark.parametrize('name', ['sort.cu', 'registration.cpp'])
 def test_the_other_cuda_sources_compile_without_warnings(name, tmp_path):
+    # Of CUB, only as far as PTX: all that is ours is compiled by then.
+    kind = ['-ptx', '-Xcicc=-O0'] if name == 'sort.cu' else ['-Xcompiler=-fPIC', '-c']
     command = [
         tool.toolkit('nvcc'),
         *tool.nvcc_options(),
         '-arch=sm_80',
-        '-Xcompiler=-fPIC',
-        '-c',
+        *kind,
         ROOT / 'ops' / 'cuda' / name,
         '-o',
-        tmp_path / 'object.o',
+        tmp_path / 'compiled',
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -82,17 +62,29 @@ def test_the_other_cuda_sources_compile_without_warnings(name, tmp_path):
     assert not ours, done.stderr
 
 
+def test_no_kernel_keeps_registers_in_memory():
+    record = json.loads(kernel_usage.RECORD.read_text())
+    assert [*record['generations']] == kernel_usage.generations()
+    for used in record['generations'].values():
+        assert used['kernels'] > 50
+        assert used['spilling'] == {}
+        # What a multiprocessor of any generation gives to a block that asks for nothing special.
+        assert used['most_shared_bytes'] <= 48 * 1024
+
+
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize('arch', architectures())
-def test_no_kernel_keeps_registers_in_memory(arch, compiled):
-    if f'sm_{arch}' not in known_to_nvcc():
-        pytest.skip(f'this nvcc does not know sm_{arch}')
-    usage, _ = compiled(arch)
-    assert len(usage) > 50
-    assert {name: use for name, use in usage.items() if use.spilled_bytes} == {}
-    # What a multiprocessor of any generation gives to a block that asks for nothing special.
-    assert max(use.shared_bytes for use in usage.values()) <= 48 * 1024
+def test_the_record_of_the_kernels_is_that_of_the_sources(compiled):
+    """One generation is compiled here; five take minutes, and only these sources change them."""
+    record = json.loads(kernel_usage.RECORD.read_text())
+    command = 'python -m benchmarks.op.kernel_usage'
+    assert record['sources'] == kernel_usage.checksum(), f'the CUDA sources changed; run {command}'
+    usage, _ = compiled('90')
+    found, known = kernel_usage.summary(usage), record['generations']['90']
+    assert found['spilling'] == {}
+    # Another release of nvcc may count registers otherwise.
+    if record['nvcc'] == kernel_usage.nvcc_version():
+        assert found == known, f'run {command}'
 
 
 @needs_disassembler

@@ -102,7 +102,7 @@ class MSDeformAttn(BaseModule):
         Raises:
             ValueError: shapes do not fit this module; the message names the argument.
         """
-        self._check(query, memory, reference_points, levels)
+        self._check(query, memory, levels)
         value = self.value_proj(memory)
         if levels.padding_mask is not None:
             value = value.masked_fill(levels.padding_mask[..., None], 0.0)
@@ -141,9 +141,8 @@ class MSDeformAttn(BaseModule):
             logits = self.attention_weights(query).unflatten(-1, heads)
         return at_least_float32(offsets), at_least_float32(logits)
 
-    def _check(
-        self, query: Tensor, memory: Tensor, reference_points: Tensor, levels: FeatureLevels
-    ) -> None:
+    def _check(self, query: Tensor, memory: Tensor, levels: FeatureLevels) -> None:
+        """What the operator does not see, or would name otherwise."""
         if query.dim() != 3 or query.shape[-1] != self.embed_dims:
             raise ValueError(f'query must be (B, Q, {self.embed_dims}), got {tuple(query.shape)}')
         if len(levels.sizes) != self.num_levels:
@@ -161,13 +160,6 @@ class MSDeformAttn(BaseModule):
             raise ValueError(
                 f'memory must be (B, S, C) = {(query.shape[0], tokens, self.embed_dims)} for '
                 f'levels of {levels.sizes}, got {tuple(memory.shape)}'
-            )
-        batch, *rest = reference_points.shape
-        wanted = [[query.shape[1], self.num_levels, n] for n in (2, 4)]
-        if batch not in (1, query.shape[0]) or rest not in wanted:
-            raise ValueError(
-                f'reference_points must be (B, Q, L, 2 or 4) with B=1 or {query.shape[0]}, '
-                f'Q={query.shape[1]}, L={self.num_levels}, got {tuple(reference_points.shape)}'
             )
 
 
