@@ -81,7 +81,7 @@ test: setup $(STAMPS)/test-requirements ## run the tests
 # 16-bit results depend on the instructions of the CPU.
 test-isa: setup $(STAMPS)/test-requirements ## run the numeric tests under each instruction set of the CPU
 	$(if $(CXX_FOUND),DDETR_REQUIRE_NATIVE=1) OMP_NUM_THREADS=1 \
-		$(PY) tests/instruction_sets.py -n 2 --dist worksteal $(ARGS)
+		$(PY) tests/package/instruction_sets.py -n 2 --dist worksteal $(ARGS)
 
 # Only for the GPUs that are there, which takes a fraction of the time. --force: setuptools would not
 # notice that a library was built for others.

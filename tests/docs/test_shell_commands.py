@@ -22,11 +22,11 @@ TARGET = re.compile(r'^[A-Z_./]+$')
 RUN_BY = {
     'make demo': ('Makefile', 'tools/demo.py'),
     'make test': ('.ci/run', 'make test'),
-    'pip install': ('tests/test_packaging.py', "'pip', 'install'"),
+    'pip install': ('tests/package/test_packaging.py', "'pip', 'install'"),
     'ddetr doctor': ('tests/cli/test_ddetr_command.py', "main(['doctor'])"),
-    'ddetr predict': ('tests/test_predict.py', 'predict.py'),
-    'ddetr train': ('tests/test_tools.py', 'train.py'),
-    'ddetr test': ('tests/test_tools.py', 'test.py'),
+    'ddetr predict': ('tests/cli/test_predict.py', 'predict.py'),
+    'ddetr train': ('tests/cli/test_tools.py', 'train.py'),
+    'ddetr test': ('tests/cli/test_tools.py', 'test.py'),
 }
 
 

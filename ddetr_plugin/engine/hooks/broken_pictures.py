@@ -39,6 +39,9 @@ class BrokenPictureHook(SaveTogetherHook):
 
     In validation and tests, LoadImageFromFile is checked in the same way, but the first broken
     picture stops: without it, or with what a decoder makes of it, AP would be another number.
+    This hook sees to it, for any config that has it; mmdet's tools look for LoadImageFromFile in
+    the pipelines of tests, which therefore name nothing else. A training pipeline must name
+    `LoadImageChecked` itself: data workers of iteration-based loops start before any hook.
 
     Args:
         interval: iterations between two sums, where there are no epochs.

@@ -14,7 +14,7 @@ from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 FASTER = 'faster-rcnn_r50_fpn_8xb2-109e_coco.py'
 SPARSE = 'sparse-rcnn_r50_fpn_300-proposals_8xb2-36e_coco.py'
 COMPILED = find_spec('mmcv._ext').origin != 'ddetr_plugin stand-in'

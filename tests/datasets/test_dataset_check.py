@@ -17,7 +17,7 @@ from ddetr_plugin.config_files import find_config
 from ddetr_plugin.data_checks import Split, check_split, check_splits, read_annotations
 from ddetr_plugin.intake.checks import SCALES, check_folder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / 'shared' / 'data'
 
 

@@ -22,7 +22,7 @@ from ddetr_plugin.data_checks import Split, config_scales, is_scored
 from ddetr_plugin.engine.work_dir.lock import LOCK
 from ddetr_plugin.intake import split_off_validation
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tool, *args):

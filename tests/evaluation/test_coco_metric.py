@@ -18,7 +18,7 @@ from ddetr_plugin.models.losses.assigner import NotFiniteError
 # isort: split
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 
-SAMPLE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'coco_sample' / 'annotations'
+SAMPLE = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'coco_sample' / 'annotations'
 needs_sample = pytest.mark.skipif(
     not SAMPLE.exists(), reason='the data sets are not part of the project'
 )

@@ -9,7 +9,7 @@ import torch
 
 from ddetr_plugin.ops import ms_deform_attn, torch_private
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GUARDED = ROOT / 'ddetr_plugin' / 'ops' / 'torch_private.py'
 SOURCES = [
     ROOT / 'setup.py',

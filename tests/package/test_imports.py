@@ -11,7 +11,7 @@ from forked import run_python
 
 from ddetr_plugin.registry import MODELS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'ddetr_plugin'
 # Every module of models/ imports only those before it.
 ORDER = (

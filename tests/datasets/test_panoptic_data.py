@@ -22,7 +22,7 @@ from ddetr_plugin.config_files import find_config
 from ddetr_plugin.models import panoptic_map
 from ddetr_plugin.registry import TRANSFORMS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT.parent / 'shared' / 'data' / 'coco_sample'
 CONFIG = Config.fromfile(find_config('deformable-detr-panoptic_r50_16xb2-50e_coco'))
 # Ids of COCO's 133 panoptic categories, in the order of its files.

@@ -13,7 +13,7 @@ from ddetr_plugin.cli import run_command
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 DETR = 'detr_r50_16xb4-500e_coco.py'
 DC5 = 'detr_r50-dc5_16xb4-500e_coco.py'
 DC5_50 = 'detr_r50-dc5_16xb4-50e_coco.py'

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ddetr_plugin.datasets.load_resized import largest_reduction, read_jpeg_header
 
-SAMPLE = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'coco_sample' / 'images'
+SAMPLE = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'coco_sample' / 'images'
 SIZES = [(640, 480), (641, 479), (1009, 517), (397, 1603)]  # width, height
 ANNOTATIONS = dict(type='LoadAnnotations', with_bbox=True)
 

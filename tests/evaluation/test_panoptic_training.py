@@ -25,7 +25,7 @@ from ddetr_plugin.compat import MissingPanopticAPIError, require_panopticapi
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIG = find_config('deformable-detr-panoptic_r50_16xb2-50e_coco')
 
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from ddetr_plugin.checkpoints import export
 from ddetr_plugin.engine import AutocastOptimWrapper, ShardingStrategy
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 # Hooks for the config under test: every process writes what it saw of every step to a file.
 RECORDER = '''

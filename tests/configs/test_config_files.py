@@ -12,7 +12,7 @@ from benchmarks.table.published_results import find
 from ddetr_plugin import config_files
 from ddetr_plugin.apis import find_config, list_configs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 NAME = 'detr_r50_16xb4-500e_coco'
 FILE = CONFIGS / 'detr' / f'{NAME}.py'

@@ -1,6 +1,6 @@
 """Runs the numeric part of the tests under each instruction set that the machine has.
 
-    python tests/instruction_sets.py [ARGUMENT of pytest ...]
+    python tests/package/instruction_sets.py [ARGUMENT of pytest ...]
 
 Three libraries choose instructions by themselves: oneDNN (products and convolutions, above all in
 16 bits), torch's own kernels, and the operator. They are lowered together, in the steps that are
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 NUMERIC = (
     'ops/test_cpu_kernels.py',
     'ops/test_dropout.py',
@@ -27,8 +27,7 @@ NUMERIC = (
     'ops/test_self_check.py',
     'models',
     'benchmarks/test_amp_accuracy.py',
-    'test_determinism.py',
-    'test_invariance.py',
+    'engine/test_determinism.py',
 )
 REPORT = """
 import torch

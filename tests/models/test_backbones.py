@@ -9,7 +9,7 @@ import ddetr_plugin  # noqa: F401  before mmdet
 from ddetr_plugin.models.backbones import efficientnet_lite
 from ddetr_plugin.registry import MODELS
 
-SHARED = Path(__file__).resolve().parents[2] / 'shared/weights/efficientnet_lite0'
+SHARED = Path(__file__).resolve().parents[3] / 'shared/weights/efficientnet_lite0'
 
 
 def build(**options):

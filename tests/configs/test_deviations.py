@@ -17,7 +17,7 @@ from ddetr_plugin.datasets.official_resize import official_size
 from ddetr_plugin.ops import ms_deform_attn, ms_deform_attn_reference
 from ddetr_plugin.registry import MODELS, TRANSFORMS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BASE = find_config('deformable-detr_r50_16xb2-50e_coco')
 OFFICIAL = find_config('deformable-detr_r50_official-eval_coco')
 

@@ -18,7 +18,7 @@ from ddetr_plugin.data_checks import check_config
 from ddetr_plugin.datasets.load_panoptic import decode_segment_ids
 from ddetr_plugin.registry import TRANSFORMS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Config.fromfile(find_config('deformable-detr-panoptic_r50_16xb2-50e_coco'))
 
 

@@ -16,7 +16,7 @@ from ddetr_plugin.config_files import config_files
 from ddetr_plugin.data_checks import Split
 from ddetr_plugin.registry import METRICS
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = list(config_files().values())
 
 

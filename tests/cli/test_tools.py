@@ -15,7 +15,7 @@ from ddetr_plugin.apis.config_reading import load_config
 from ddetr_plugin.cli import make_parser, run_command
 from ddetr_plugin.cli.train import make_config
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -2,15 +2,16 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from test_tools import REPO
 from torch.utils.data import DataLoader
 
 from ddetr_plugin.cli import run_command
 from ddetr_plugin.engine.data_workers import FOR_WORKERS, drop_worker_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = dict(
     persistent_workers=True, prefetch_factor=4, multiprocessing_context='fork', timeout=9
 )
@@ -48,7 +49,7 @@ def test_with_workers_or_without_such_settings_nothing_is_said():
 
 @pytest.mark.filterwarnings('ignore:.*for data workers')
 def test_a_shipped_setting_for_workers_does_not_stop_a_training_without_them(tiny_job, tmp_path):
-    base = Config.fromfile(REPO / 'configs' / '_base_' / 'datasets' / 'coco_detection.py')
+    base = Config.fromfile(ROOT / 'configs' / '_base_' / 'datasets' / 'coco_detection.py')
     assert base.train_dataloader.persistent_workers and base.val_dataloader.persistent_workers
     job = tiny_job(
         **{

@@ -13,7 +13,7 @@ from ddetr_plugin.checkpoints import CheckpointFileError, install_checkpoint_loa
 from ddetr_plugin.cli import run_command
 from ddetr_plugin.registry import MODELS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Attack:

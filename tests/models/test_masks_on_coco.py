@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from ddetr_plugin.config_files import find_config
 from ddetr_plugin.registry import MODELS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / 'shared' / 'data' / 'coco_sample'
 CONFIG = find_config('deformable-detr-masks_r50_16xb2-50e_coco')
 needs_data = pytest.mark.skipif(

@@ -16,7 +16,7 @@ import pytest
 from ddetr_plugin.apis import list_configs
 from ddetr_plugin.ops import native_load_error
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 OFFLINE = ('--no-deps', '--no-index', '--disable-pip-version-check', '-q')
 COMPILER = any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'c++', 'g++', 'clang++')))
 
