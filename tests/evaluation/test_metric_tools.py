@@ -33,7 +33,7 @@ def test_several_processes_score_as_one(tmp_path):
     annotations, samples = ordinary(images=7)
     categories = ((1, 'person'), (2, 'car'), (3, 'dog'))
     file = write_truth(tmp_path / 'truth.json', annotations, categories, images=7)
-    run_tool('tests.evaluation_cases', 2, [file, tmp_path], REPO / 'tests')
+    run_tool('tests.evaluation.evaluation_cases', 2, [file, tmp_path], REPO / 'tests')
     alone = score(file, samples, ('person', 'car', 'dog'), metric=['bbox', 'segm'], classwise=True)
     for rank in range(2):
         together = json.loads((tmp_path / f'{rank}.json').read_text())

@@ -162,7 +162,7 @@ def test_a_wheel_holds_the_package_with_its_library_configs_and_tools_and_no_mor
 @needs_compiler
 def test_a_new_user_lists_builds_inherits_trains_and_predicts(installed, tiny_coco, tmp_path):
     output = run(
-        '-W', 'ignore', REPO / 'tests' / 'installed_wheel.py', tiny_coco.annotations,
+        '-W', 'ignore', REPO / 'tests' / 'package' / 'installed_wheel.py', tiny_coco.annotations,
         tiny_coco.images, cwd=tmp_path, PYTHONPATH=str(installed),
     )  # fmt: skip
     found = json.loads(output.splitlines()[-1])
