@@ -53,11 +53,21 @@ struct Fiber {
   jmp_buf state;
   bool started, done;
   unsigned meetings, barriers;
-  const char* operation;
   uint64_t sent[2];
 };
 
+// What the lanes of a warp have done, counted as they do it: nobody is ahead by more than one
+// meeting, so sums tell whether all have come.
+struct Warp {
+  unsigned meetings;  // of all lanes
+  int done;           // lanes that have left
+  const char* operation[2];
+};
+
 inline Fiber fibers[kThreads];
+inline Warp warps[kThreads / kWarp];
+inline unsigned barriers;  // of all threads
+inline int threads_done;
 inline jmp_buf scheduler;
 inline int current;
 inline dim3 block;
@@ -80,18 +90,19 @@ inline void yield() {
 // Meets the other lanes of the warp; afterwards sent_by() knows what each of them brought.
 inline void meet(const char* operation, uint64_t sends) {
   Fiber& mine = fibers[current];
-  const unsigned turn = mine.meetings++ % 2;
-  mine.operation = operation;
+  Warp& warp = warps[current / kWarp];
+  const unsigned turn = mine.meetings % 2;
+  const char*& agreed = warp.operation[turn];
+  if (warp.meetings == mine.meetings * kWarp) agreed = operation;  // the first to come
+  if (agreed != operation) {
+    fail(std::string("lanes meet at ") + operation + " and " + agreed);
+  }
   mine.sent[turn] = sends;
-  const int first = current / kWarp * kWarp;
-  for (int other = first; other < first + kWarp; ++other) {
-    while (fibers[other].meetings < mine.meetings) {
-      if (fibers[other].done) fail(std::string("a lane has left before ") + operation);
-      yield();
-    }
-    if (fibers[other].meetings == mine.meetings && fibers[other].operation != operation) {
-      fail(std::string("lanes meet at ") + operation + " and " + fibers[other].operation);
-    }
+  ++mine.meetings;
+  ++warp.meetings;
+  while (warp.meetings < mine.meetings * kWarp) {
+    if (warp.done) fail(std::string("a lane has left before ") + operation);
+    yield();
   }
 }
 
@@ -115,6 +126,8 @@ T from_bits(uint64_t x) {
 inline void enter() {
   body();
   fibers[current].done = true;
+  ++warps[current / kWarp].done;
+  ++threads_done;
   _longjmp(scheduler, 1);
 }
 
@@ -123,10 +136,16 @@ inline void run_block() {
     fiber.started = fiber.done = false;
     fiber.meetings = fiber.barriers = 0;
   }
-  for (bool moved = true; moved;) {
-    moved = false;
-    uint64_t before = 0, after = 0;
-    for (const Fiber& fiber : fibers) before += fiber.meetings + fiber.barriers + fiber.done;
+  for (Warp& warp : warps) warp = {};
+  barriers = 0;
+  threads_done = 0;
+  const auto progress = [] {
+    unsigned sum = barriers + threads_done;
+    for (const Warp& warp : warps) sum += warp.meetings;
+    return sum;
+  };
+  while (threads_done < kThreads) {
+    const unsigned before = progress();
     for (int turn = 0; turn < kThreads; ++turn) {
       current = last_thread_first ? kThreads - 1 - turn : turn;
       Fiber& fiber = fibers[current];
@@ -147,11 +166,7 @@ inline void run_block() {
         throw std::runtime_error("emulated GPU: " + what);
       }
     }
-    for (const Fiber& fiber : fibers) {
-      after += fiber.meetings + fiber.barriers + fiber.done;
-      moved |= !fiber.done;
-    }
-    if (moved && before == after) throw std::runtime_error("emulated GPU: threads wait for ever");
+    if (before == progress()) throw std::runtime_error("emulated GPU: threads wait for ever");
   }
 }
 
@@ -199,11 +214,10 @@ inline void __syncwarp() { emulation::meet("__syncwarp", 0); }
 
 inline void __syncthreads() {
   const unsigned barrier = ++emulation::fibers[emulation::current].barriers;
-  for (const emulation::Fiber& other : emulation::fibers) {
-    while (other.barriers < barrier) {
-      if (other.done) emulation::fail("a thread has left before __syncthreads");
-      emulation::yield();
-    }
+  ++emulation::barriers;
+  while (emulation::barriers < barrier * emulation::kThreads) {
+    if (emulation::threads_done) emulation::fail("a thread has left before __syncthreads");
+    emulation::yield();
   }
 }
 
