@@ -125,7 +125,7 @@ def to_ours(
             filled = _fill_neck_bias(ours, target)
             if filled:
                 notes.append(f'{filled} biases of the neck, which mmdet leaves out, are zero (D1)')
-        if dialect == 'hf':
+        if dialect == 'transformers':
             _untie_class_heads(ours, layout, notes)
     if target is None or dialect != OURS:
         # A model of ours may have parts of its own, and is compared shape by shape.
@@ -169,7 +169,11 @@ def _with_stated_heads(
         if refines is None and dialect == OURS:
             refines = model
         return layout if refines is None else layout._replace(refines=bool(refines))
-    if dialect not in ('mmdet', 'hf') or refines is False or (refines is None and model is None):
+    if (
+        dialect not in ('mmdet', 'transformers')
+        or refines is False
+        or (refines is None and model is None)
+    ):
         return layout
     own = layout._replace(share_branches=False, refines=bool(refines or model))
     if not _has_all_heads(state, dialect, own):

@@ -47,7 +47,7 @@ def mmdets_own(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'transformers', 'detrex'])
 def test_weights_of_every_dialect_become_ours_bit_for_bit(dialect, kind):
     model, state = released(kind, dialect, classes=5)
     for target in (None, empty(kind).state_dict()):
@@ -57,7 +57,7 @@ def test_weights_of_every_dialect_become_ours_bit_for_bit(dialect, kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
     _, state = released(kind, dialect)
     result = to_ours(source(state))
@@ -104,7 +104,7 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     ('dialect', 'name'),
     [
         ('official', 'input_proj.{}.0.bias'),
-        ('hf', 'model.input_proj.{}.0.bias'),
+        ('transformers', 'model.input_proj.{}.0.bias'),
         ('detrex', 'neck.convs.{}.conv.bias'),
     ],
 )
@@ -131,7 +131,7 @@ def test_queries_that_are_not_the_papers_are_not_written_for_others():
         export(state, 'official')
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_91_rows_become_those_of_the_80_categories(dialect, kind):
     """D2, and D3: the objectness of the proposals stays in row 0."""
@@ -208,7 +208,7 @@ def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
 
 @pytest.mark.parametrize('refines', [True, False])
 def test_the_config_of_transformers_says_whether_equal_heads_refine(tmp_path, refines):
-    _, state = released('base', 'hf', 5)
+    _, state = released('base', 'transformers', 5)
     torch.save(state, tmp_path / 'pytorch_model.bin')
     config = {'model_type': 'deformable_detr', 'with_box_refine': refines}
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -221,7 +221,7 @@ def test_the_config_of_transformers_says_whether_equal_heads_refine(tmp_path, re
 
 
 def test_the_class_head_that_transformers_tied_is_repeated():
-    model, state = released('refine', 'hf', 5)
+    model, state = released('refine', 'transformers', 5)
     del state['class_embed.1.weight'], state['class_embed.1.bias']
     result = converted(state, 'refine', 5)
     assert torch.equal(
@@ -232,7 +232,7 @@ def test_the_class_head_that_transformers_tied_is_repeated():
 
 @pytest.mark.parametrize('part', ['weight', 'bias'])
 def test_half_a_class_head_is_missing_and_not_tied(part):
-    _, state = released('refine', 'hf', 5)
+    _, state = released('refine', 'transformers', 5)
     del state[f'class_embed.1.{part}']
     with pytest.raises(ValueError, match=f'missing: bbox_head.cls_branches.1.{part}'):
         converted(state, 'refine', 5)
@@ -240,7 +240,7 @@ def test_half_a_class_head_is_missing_and_not_tied(part):
 
 @pytest.mark.parametrize('first', [True, False])
 def test_transformers_saves_shared_heads_once_under_either_name(first):
-    model, state = released('refine', 'hf', 5)
+    model, state = released('refine', 'transformers', 5)
     prefix = 'bbox_embed' if first else 'model.decoder.bbox_embed'
     state = {n: t for n, t in state.items() if not n.startswith(prefix)}
     if not first:
@@ -250,7 +250,7 @@ def test_transformers_saves_shared_heads_once_under_either_name(first):
 
 
 def test_the_names_of_newer_transformers_are_read():
-    model, state = released('base', 'hf', 5)
+    model, state = released('base', 'transformers', 5)
     renamed = {}
     for name, tensor in state.items():
         name = name.replace('backbone.conv_encoder.model', 'backbone.model')
@@ -272,7 +272,7 @@ def test_detrex_proposal_heads_cut_to_80_rows_keep_them():
     assert_same(converted(state, 'two-stage', 80).state, model.state_dict(), COUNTER)
 
 
-@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'transformers', 'detrex'])
 def test_every_key_that_is_missing_or_left_over_is_listed(dialect):
     _, state = released('base', dialect, 5)
     gone = [n for n in state if 'sampling_offsets' in n][0]
@@ -442,7 +442,7 @@ def test_the_official_rows_are_known_whatever_the_gaps_are_called():
     """Some files of transformers have the names of the categories that COCO gave up."""
     names = ['N/A' if name is None else name for name in coco_rows()]
     names[12], names[83] = 'street sign', 'blender'
-    model, state = released('base', 'hf')
+    model, state = released('base', 'transformers')
     result = to_ours(source(state, row_names=names))
     assert result.rows == OFFICIAL_TO_COCO
     assert result.classes == coco_classes()
@@ -459,7 +459,7 @@ def test_a_level_embedding_of_another_shape_is_refused(shape):
         to_ours(source(state))
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf', 'mmdet'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers', 'mmdet'])
 def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
     _, state = released('two-stage', dialect, 5)
     damaged = [n for n in state if 'pos_trans' in n and n.endswith('weight')]
@@ -497,7 +497,7 @@ def test_tensors_that_are_no_plain_floats_are_listed(change, kind):
 
 @pytest.mark.parametrize('shape', [(), (7,), (1, 2, 3)])
 def test_projections_of_transformers_that_cannot_be_joined_are_named(shape):
-    _, state = released('base', 'hf', 5)
+    _, state = released('base', 'transformers', 5)
     state['model.decoder.layers.0.self_attn.k_proj.weight'] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r'projections of model\.decoder\.layers\.0\.self_attn'):
         to_ours(source(state))

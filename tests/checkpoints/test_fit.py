@@ -118,7 +118,7 @@ def test_a_neck_has_all_biases_or_none(dialect):
 
 @pytest.mark.parametrize('part', 'qkv')
 def test_two_of_three_projections_of_transformers_are_not_dropped(part):
-    state = written('hf')
+    state = written('transformers')
     name = f'model.decoder.layers.0.self_attn.{part}_proj.weight'
     del state[name]
     found = problems(state)

@@ -31,7 +31,7 @@ EXAMPLES = {
         'reference_points_fc.bias': 'query_head.reference_points_fc.bias',
         'bbox_head.reg_branches.0.4.bias': 'bbox_head.reg_branches.0.4.bias',
     },
-    'hf': {
+    'transformers': {
         'model.backbone.conv_encoder.model.layer4.2.conv3.weight': 'backbone.layer4.2.conv3.weight',
         'model.input_proj.0.0.weight': 'neck.convs.0.conv.weight',
         'model.query_position_embeddings.weight': 'query_head.query_embedding.weight',

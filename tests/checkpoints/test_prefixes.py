@@ -124,7 +124,7 @@ def test_an_average_beside_the_model_is_left_unless_asked_for(models, dialect, a
 
 
 def test_of_two_models_nobody_is_preferred(models):
-    state = written(models['base'], 'hf')
+    state = written(models['base'], 'transformers')
     content = lightning(state, 'one.', **{f'two.{name}': t for name, t in state.items()})
     with pytest.raises(CheckpointFileError, match="2 models, whose names begin with 'one.' and 't"):
         unwrap(content)

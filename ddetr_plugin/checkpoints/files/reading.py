@@ -20,7 +20,7 @@ __all__ = ['Source', 'read_checkpoint', 'unwrap', 'with_config']
 # Where files keep weights, and where averages of them (EMA).
 WEIGHTS = ('state_dict', 'model', 'model_state_dict', 'module')
 AVERAGES = ('model_ema', 'ema', 'ema_model', 'ema_state', 'ema_state_dict', 'state_dict_ema')
-_OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('hf')]
+_OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('transformers')]
 
 
 class Source(NamedTuple):

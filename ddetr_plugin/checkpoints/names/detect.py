@@ -20,7 +20,7 @@ _LEVEL_EMBED = {
 # Before the names of encoder and decoder, where there is anything.
 _START = {
     'official': 'transformer.',
-    'hf': 'model.',
+    'transformers': 'model.',
     'detrex': 'transformer.',
     _MMDET_2: MMDET_2_START,
 }
@@ -128,7 +128,7 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
             'channels); the file is damaged'
         )
     levels = len(level_embed)
-    if dialect in ('official', 'hf'):
+    if dialect in ('official', 'transformers'):
         start = '' if dialect == 'official' else 'model.'
         kernels = [state.get(f'{start}input_proj.{i}.0.weight') for i in range(levels)]
         sizes = [k.shape[-1] for k in kernels if k is not None and k.dim() == 4]

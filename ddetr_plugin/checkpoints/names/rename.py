@@ -39,7 +39,7 @@ def import_state(
     Raises:
         ValueError: two names of one tensor hold different numbers, or parts of one do not fit.
     """
-    if dialect == 'hf':
+    if dialect == 'transformers':
         state = _fuse_qkv(state)
     modules = module_names(dialect, layout).ours()
     ours, left = {}, []
@@ -75,21 +75,21 @@ def export(
         state: by our names.
         dialect: one of `DIALECTS`.
         layout: of `state`; found out if None.
-        coco: the 80 class rows are COCO's: 'official' and 'hf' get their 91 rows. Rows that stand
-            for no category are those of `dropped`, else they never fire.
+        coco: the 80 class rows are COCO's: 'official' and 'transformers' get their 91 rows. Rows
+            that stand for no category are those of `dropped`, else they never fire.
         dropped: as in `Conversion`.
 
     Raises:
         ValueError: a tensor has no name there, or another meaning.
     """
     layout = layout or detect_layout(state, OURS)
-    if dialect != 'hf' and not layout.share_branches and not layout.refines:
+    if dialect != 'transformers' and not layout.share_branches and not layout.refines:
         raise ValueError(
             f'{dialect} shares one head between all decoder layers where boxes are not refined, '
-            'the weights have one for each; only ddetr_plugin and hf can hold them'
+            'the weights have one for each; only ddetr_plugin and transformers can hold them'
         )
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
-    if coco and dialect in ('official', 'hf'):
+    if coco and dialect in ('official', 'transformers'):
         state = with_official_rows(state, dropped or {})
     _require_paper_queries(state)
     state = _with_their_neck_bias(state, dialect)
@@ -114,7 +114,7 @@ def export(
         module, _, parameter = name.rpartition('.')
         for alias in others.get(module, ()):
             result[f'{alias}.{parameter}'] = tensor
-    return _split_qkv(result) if dialect == 'hf' else result
+    return _split_qkv(result) if dialect == 'transformers' else result
 
 
 def _parts(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # The columns of the tables, after our own name.
-DIALECTS = ('official', 'mmdet', 'hf', 'detrex')
+DIALECTS = ('official', 'mmdet', 'transformers', 'detrex')
 
 # The parts of our detector that files of other implementations have weights for. All others, such
 # as `mask_head`, are heads for further tasks.
@@ -87,13 +87,13 @@ _HEADS = ('class_embed.{j}', 'bbox_embed.{j}.layers.{n}')
 _MMDET_HEADS = ('bbox_head.cls_branches.{j}', 'bbox_head.reg_branches.{j}.{m}')
 _DECODER_ALIAS = {
     'official': 'transformer.decoder.',
-    'hf': 'model.decoder.',
+    'transformers': 'model.decoder.',
     'detrex': 'transformer.decoder.',
 }
 BACKBONE = {
     'official': 'backbone.0.body',
     'mmdet': 'backbone',
-    'hf': 'model.backbone.conv_encoder.model',
+    'transformers': 'model.backbone.conv_encoder.model',
     'detrex': 'backbone',
 }
 
@@ -214,7 +214,7 @@ def translate(name: str, modules: Mapping[str, str]) -> str | None:
 
 # Releases of one library call some modules differently; the table has the older names.
 _RENAMED = {
-    'hf': (
+    'transformers': (
         (r'^model\.backbone\.model\.', 'model.backbone.conv_encoder.model.'),
         (r'(^model\.backbone\.conv_encoder\.model\.)_backbone\.', r'\1'),
         (r'(layers\.\d+)\.mlp\.fc', r'\1.fc'),
@@ -232,8 +232,8 @@ def with_common_names(state: Mapping[str, Tensor], dialect: str) -> dict[str, Te
         ValueError: two names are one in the table, but their tensors differ.
     """
     renamed = []
-    prefix = BACKBONE['hf'] + '.'
-    native = transformers_resnet() if dialect == 'hf' else {}
+    prefix = BACKBONE['transformers'] + '.'
+    native = transformers_resnet() if dialect == 'transformers' else {}
     for old, tensor in state.items():
         name = old
         for pattern, replacement in _RENAMED.get(dialect, ()):
@@ -251,7 +251,7 @@ def has_transformers_resnet(state: Mapping[str, Tensor]) -> bool:
 
 def with_transformers_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse, for the backbone: transformers' own ResNet instead of timm's names."""
-    prefix = BACKBONE['hf'] + '.'
+    prefix = BACKBONE['transformers'] + '.'
     native = {v: k for k, v in transformers_resnet().items()}
     return {
         prefix + (translate(name.removeprefix(prefix), native) or '') if name.startswith(prefix)

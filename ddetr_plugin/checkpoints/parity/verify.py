@@ -98,7 +98,7 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
         ValueError: the library has no such model, the file's own config is of another model than
             the weights, or the two models do not predict equally many boxes.
     """
-    if conversion.dialect not in ('mmdet', 'hf'):
+    if conversion.dialect not in ('mmdet', 'transformers'):
         return None
     other = source_model(source.state, source.meta, conversion.dialect)
     by_config = other is not None
@@ -158,7 +158,7 @@ def _as_ours(config: Mapping, source: Source, dialect: str) -> nn.Module:
     # transformers may save a head under the name that the decoder has for it, and only there.
     bias = next(t for name, t in state.items() if name.endswith(f'{heads}.0.bias'))
     theirs = with_rows(config, len(bias))
-    if dialect == 'hf':
+    if dialect == 'transformers':
         return transformers_model(theirs, state)
     theirs['neck']['bias'] = 'neck.convs.0.conv.bias' in state
     from mmengine.registry import DefaultScope
