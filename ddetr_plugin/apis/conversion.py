@@ -142,7 +142,7 @@ def _write(
             for name, tensor in converted.state.items()
             if f'left over: {name}' not in converted.problems
         }
-        state = bridge.export(state, to, converted.layout, expand, dropped)
+        state = bridge.export(state, to, converted.architecture, expand, dropped)
         if expand and to in ('official', 'transformers'):
             lines.append(
                 f'note: {len(coco_classes())} class rows become {OFFICIAL_ROWS}, one per category '
@@ -159,7 +159,7 @@ def _write(
         'rows': rows,
         'dropped': dropped,
         'own_resnet': own_resnet,
-        'refines': converted.layout.refines,
+        'refines': converted.architecture.refines,
         # For whoever loads the new file: weights do not show them.
         'settings': file_settings(source.meta, converted.dialect),
     }

@@ -5,9 +5,9 @@ from ddetr_plugin.checkpoints.convert_in_place import adopt, install_checkpoint_
 from ddetr_plugin.checkpoints.files.reading import Source, read_checkpoint, unwrap
 from ddetr_plugin.checkpoints.files.safe_loading import CheckpointFileError
 from ddetr_plugin.checkpoints.files.writing import write_checkpoint
-from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_layout
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture, detect_dialect
 from ddetr_plugin.checkpoints.names.rename import export, import_state
-from ddetr_plugin.checkpoints.names.table import DIALECTS, Layout
+from ddetr_plugin.checkpoints.names.table import DIALECTS, Architecture
 from ddetr_plugin.checkpoints.parity.other_models import with_rows
 from ddetr_plugin.checkpoints.report import (
     describe,
@@ -22,14 +22,14 @@ __all__ = [
     'OURS',
     'CheckpointFileError',
     'Conversion',
-    'Layout',
+    'Architecture',
     'Source',
     'adopt',
     'allow_official_checkpoints',
     'checksum',
     'describe',
     'detect_dialect',
-    'detect_layout',
+    'detect_architecture',
     'dilation_mismatch',
     'export',
     'import_state',

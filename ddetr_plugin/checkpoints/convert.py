@@ -18,9 +18,9 @@ from ddetr_plugin.checkpoints.fit import (
     require_dimensions,
     require_plain_numbers,
 )
-from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect, detect_layout
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture, detect_dialect
 from ddetr_plugin.checkpoints.names.rename import import_state, is_neck_bias
-from ddetr_plugin.checkpoints.names.table import DIALECTS, PARTS, Layout, with_common_names
+from ddetr_plugin.checkpoints.names.table import DIALECTS, PARTS, Architecture, with_common_names
 
 __all__ = ['Conversion', 'checksum', 'to_ours']
 
@@ -33,7 +33,7 @@ class Conversion(NamedTuple):
     Attributes:
         state: by our names.
         dialect: what they were written by.
-        layout: their architecture.
+        architecture: their architecture.
         classes: name of each class row, or None where nobody says.
         notes: what was done besides renaming, a sentence each.
         problems: what does not fit; only with `allow_missing`.
@@ -45,7 +45,7 @@ class Conversion(NamedTuple):
 
     state: dict[str, Tensor]
     dialect: str
-    layout: Layout
+    architecture: Architecture
     classes: tuple[str | None, ...] | None
     notes: list[str]
     problems: list[str]
@@ -93,8 +93,8 @@ def to_ours(
             )
     require_plain_numbers(source.state)
     state = with_common_names(source.state, dialect)
-    layout = detect_layout(state, dialect)
-    wanted = detect_layout(target, OURS) if target is not None else None
+    architecture = detect_architecture(state, dialect)
+    wanted = detect_architecture(target, OURS) if target is not None else None
     if wanted is not None and target_refines is not None:
         wanted = wanted._replace(refines=target_refines)
     notes: list[str] = []
@@ -106,8 +106,8 @@ def to_ours(
             notes.append(f'the weights have no {words}; that of the model stays as it is')
         target = {k: v for k, v in target.items() if k.partition('.')[0] not in absent}
     warnings: list[str] = []
-    layout = _with_stated_heads(layout, wanted, state, source, dialect, warnings)
-    if not layout.share_branches and not layout.refines:
+    architecture = _with_stated_heads(architecture, wanted, state, source, dialect, warnings)
+    if not architecture.share_branches and not architecture.refines:
         notes.append(
             'every decoder layer has a head of its own, though none refines the boxes of another '
             '(transformers with tie_word_embeddings=False); such a model of ours has '
@@ -120,43 +120,43 @@ def to_ours(
     if dialect == OURS:
         ours = dict(state)
     else:
-        ours, left = import_state(state, dialect, layout)
+        ours, left = import_state(state, dialect, architecture)
         if dialect == 'mmdet':
             filled = _fill_neck_bias(ours, target)
             if filled:
                 notes.append(f'{filled} biases of the neck, which mmdet leaves out, are zero (D1)')
         if dialect == 'transformers':
-            _untie_class_heads(ours, layout, notes)
+            _untie_class_heads(ours, architecture, notes)
     if target is None or dialect != OURS:
         # A model of ours may have parts of its own, and is compared shape by shape.
-        require_dimensions(ours, layout)
+        require_dimensions(ours, architecture)
     problems = [f'left over: {name}' for name in left]
     if target is None:
-        problems += misfits_alone(ours, dialect, layout, notes)
+        problems += misfits_alone(ours, dialect, architecture, notes)
         if problems and not allow_missing:
-            raise ValueError(explain(problems, dialect, layout, alone=True))
+            raise ValueError(explain(problems, dialect, architecture, alone=True))
 
     names, rows, dropped, source_rows = map_classes(
         ours, source.meta, target, classes, target_classes, notes, warnings
     )
     if target is not None:
-        problems += misfits(ours, target, layout, wanted)
+        problems += misfits(ours, target, architecture, wanted)
         if problems and not allow_missing:
-            raise ValueError(explain(problems, dialect, layout, alone=False))
+            raise ValueError(explain(problems, dialect, architecture, alone=False))
     return Conversion(
-        ours, dialect, layout, names, notes, problems, dropped, rows, source_rows, warnings
+        ours, dialect, architecture, names, notes, problems, dropped, rows, source_rows, warnings
     )
 
 
 def _with_stated_heads(
-    layout: Layout,
-    wanted: Layout | None,
+    architecture: Architecture,
+    wanted: Architecture | None,
     state: Mapping[str, Tensor],
     source: Source,
     dialect: str,
     warnings: list[str],
-) -> Layout:
-    """`layout` with what the file says of its heads, which count more than their numbers.
+) -> Architecture:
+    """`architecture` with what the file says of its heads, which count more than their numbers.
 
     Where the file says nothing and all heads are equal, the model decides, with a warning.
     """
@@ -164,20 +164,20 @@ def _with_stated_heads(
     if refines is None:
         refines = (source.meta.get('conversion') or {}).get('refines')
     model = None if wanted is None or wanted.share_branches else wanted.refines
-    if not layout.share_branches:
+    if not architecture.share_branches:
         # Our names alone do not tell.
         if refines is None and dialect == OURS:
             refines = model
-        return layout if refines is None else layout._replace(refines=bool(refines))
+        return architecture if refines is None else architecture._replace(refines=bool(refines))
     if (
         dialect not in ('mmdet', 'transformers')
         or refines is False
         or (refines is None and model is None)
     ):
-        return layout
-    own = layout._replace(share_branches=False, refines=bool(refines or model))
+        return architecture
+    own = architecture._replace(share_branches=False, refines=bool(refines or model))
     if not _has_all_heads(state, dialect, own):
-        return layout
+        return architecture
     if refines is None and model:
         warnings.append(
             'the heads of all layers are equal, as in a model that is untrained or does not '
@@ -187,22 +187,26 @@ def _with_stated_heads(
     return own
 
 
-def _has_all_heads(state: Mapping[str, Tensor], dialect: str, layout: Layout) -> bool:
-    ours, _ = import_state(state, dialect, layout)
-    return all(f'bbox_head.cls_branches.{j}.weight' in ours for j in range(layout.decoder_layers))
+def _has_all_heads(state: Mapping[str, Tensor], dialect: str, architecture: Architecture) -> bool:
+    ours, _ = import_state(state, dialect, architecture)
+    return all(
+        f'bbox_head.cls_branches.{j}.weight' in ours for j in range(architecture.decoder_layers)
+    )
 
 
-def _untie_class_heads(ours: dict[str, Tensor], layout: Layout, notes: list[str]) -> None:
+def _untie_class_heads(
+    ours: dict[str, Tensor], architecture: Architecture, notes: list[str]
+) -> None:
     """Repeats the class head that transformers saved once for all layers.
 
     It ties class heads that are equal, also those of a model that refines boxes. A file in which a
     part of them is there was not tied, but is damaged.
     """
-    if layout.share_branches:
+    if architecture.share_branches:
         return
     heads = [
         [f'bbox_head.cls_branches.{j}.{part}' for part in ('weight', 'bias')]
-        for j in range(layout.decoder_layers)
+        for j in range(architecture.decoder_layers)
     ]
     first, *others = heads
     if all(name in ours for name in first) and not any(name in ours for h in others for name in h):

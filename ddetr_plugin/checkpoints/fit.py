@@ -9,7 +9,7 @@ from torch import Tensor
 from ddetr_plugin.checkpoints.names.detect import OURS
 from ddetr_plugin.checkpoints.names.rename import COUNTER, expected_names, is_neck_bias
 from ddetr_plugin.checkpoints.names.resnets import resnet_depth, resnet_names
-from ddetr_plugin.checkpoints.names.table import Layout
+from ddetr_plugin.checkpoints.names.table import Architecture
 
 __all__ = [
     'backbone_depth',
@@ -33,20 +33,20 @@ def backbone_depth(ours: Mapping[str, Tensor]) -> int | None:
 
 
 def misfits_alone(
-    ours: Mapping[str, Tensor], dialect: str, layout: Layout, notes: list[str]
+    ours: Mapping[str, Tensor], dialect: str, architecture: Architecture, notes: list[str]
 ) -> list[str]:
     """What is missing and left over in weights that no model is at hand for.
 
     Args:
         ours: by our names.
         dialect: what they were written by.
-        layout: their architecture, which says what there must be; for a ResNet so do its blocks.
+        architecture: says what there must be; for a ResNet so do its blocks.
         notes: gets a sentence if the backbone is another one, and cannot be checked.
 
     Returns:
         'missing: NAME' and 'left over: NAME' for each.
     """
-    expected = expected_names(layout)
+    expected = expected_names(architecture)
     if dialect == OURS and not any(is_neck_bias(name) for name in ours):
         # A model of ours may be built without (D1); mmdet's have been filled in.
         expected = [name for name in expected if not is_neck_bias(name)]
@@ -68,14 +68,14 @@ def misfits_alone(
     return problems + [f'left over: {name}' for name in found if name not in known]
 
 
-def require_dimensions(ours: Mapping[str, Tensor], layout: Layout) -> None:
+def require_dimensions(ours: Mapping[str, Tensor], architecture: Architecture) -> None:
     """Refuse tensors that cannot be what their names say, whatever the sizes of the model.
 
     Raises:
         ValueError: their number of dimensions is another; all of them are listed.
     """
     damaged = []
-    for name in expected_names(layout):
+    for name in expected_names(architecture):
         if name.endswith('bias') or (name.endswith('weight') and _NORM.search(name)):
             dims = 1
         else:
@@ -122,26 +122,28 @@ def require_plain_numbers(state: Mapping[str, Tensor]) -> None:
 def misfits(
     ours: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
-    layout: Layout,
-    wanted: Layout | None,
+    architecture: Architecture,
+    wanted: Architecture | None,
 ) -> list[str]:
     """What is missing, left over or of another shape in weights for a model.
 
     Args:
         ours: by our names.
         target: the model's state dict.
-        layout: of `ours`.
+        architecture: of `ours`.
         wanted: of `target`.
     """
     problems = []
-    if wanted is not None and layout.variant != wanted.variant:
-        problems.append(f'variant: the weights are {layout.variant}, the model is {wanted.variant}')
-    elif wanted is not None and layout.share_branches != wanted.share_branches:
+    if wanted is not None and architecture.variant != wanted.variant:
+        problems.append(
+            f'variant: the weights are {architecture.variant}, the model is {wanted.variant}'
+        )
+    elif wanted is not None and architecture.share_branches != wanted.share_branches:
         kinds = ('one head for each decoder layer', 'one head for all decoder layers')
         problems.append(
-            f'heads: the weights have {kinds[layout.share_branches]}, the model has '
+            f'heads: the weights have {kinds[architecture.share_branches]}, the model has '
             f'{kinds[wanted.share_branches]}; build it with '
-            f'bbox_head.share_branches={layout.share_branches}'
+            f'bbox_head.share_branches={architecture.share_branches}'
         )
     for name, tensor in target.items():
         if name not in ours:
@@ -155,13 +157,13 @@ def misfits(
     return problems
 
 
-def explain(problems: Sequence[str], dialect: str, layout: Layout, alone: bool) -> str:
+def explain(problems: Sequence[str], dialect: str, architecture: Architecture, alone: bool) -> str:
     """The error message that lists the problems.
 
     Args:
         problems: what does not fit.
         dialect: what the weights were written by.
-        layout: their architecture.
+        architecture: their architecture.
         alone: there was no model to compare with.
     """
     cure = (
@@ -173,7 +175,7 @@ def explain(problems: Sequence[str], dialect: str, layout: Layout, alone: bool) 
     )
     lines = '\n  '.join(problems)
     return (
-        f'the weights ({dialect}, {layout.variant}: {layout.encoder_layers} encoder and '
-        f'{layout.decoder_layers} decoder layers, {layout.levels} levels) do not fit; '
-        f'{len(problems)} problem{"s" if len(problems) > 1 else ""}:\n  {lines}\n{cure}'
+        f'the weights ({dialect}, {architecture.variant}: {architecture.encoder_layers} encoder '
+        f'and {architecture.decoder_layers} decoder layers, {architecture.levels} levels) do not '
+        f'fit; {len(problems)} problem{"s" if len(problems) > 1 else ""}:\n  {lines}\n{cure}'
     )

@@ -52,7 +52,7 @@ def test_weights_of_every_dialect_become_ours_bit_for_bit(dialect, kind):
     model, state = released(kind, dialect, classes=5)
     for target in (None, empty(kind).state_dict()):
         result = to_ours(source(state), target=target)
-        assert (result.dialect, result.layout.variant) == (dialect, kind)
+        assert (result.dialect, result.architecture.variant) == (dialect, kind)
         assert_same(result.state, model.state_dict(), COUNTER)
 
 
@@ -63,7 +63,7 @@ def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
     result = to_ours(source(state))
     heads = [n for n in result.state if 'cls_branch' in n]
     assert {len(result.state[name]) for name in heads} == {80}
-    back = export(result.state, dialect, result.layout, coco=True, dropped=result.dropped)
+    back = export(result.state, dialect, result.architecture, coco=True, dropped=result.dropped)
     assert_same(back, state)
 
 
@@ -72,7 +72,7 @@ def test_mmdets_own_model_comes_back_bit_for_bit(kind):
     state = mmdets_own(kind).state_dict()
     result = to_ours(source(state), target=empty(kind).state_dict())
     assert (result.dialect, result.problems) == ('mmdet', [])
-    assert_same(export(result.state, 'mmdet', result.layout), state)
+    assert_same(export(result.state, 'mmdet', result.architecture), state)
 
 
 @pytest.mark.parametrize('kind', ['base', 'refine', 'two-stage'])
@@ -174,7 +174,7 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
         for branches in (model.bbox_head.cls_branches, model.bbox_head.reg_branches):
             branches[1].load_state_dict(branches[0].state_dict())
     state = export(model.state_dict(), 'mmdet')
-    assert to_ours(source(state)).layout.share_branches
+    assert to_ours(source(state)).architecture.share_branches
     result = converted(state, 'refine', 5)
     assert result.problems == []
     (warning,) = result.warnings
@@ -186,7 +186,7 @@ def test_our_model_with_heads_of_its_own_need_not_refine():
     state = ours('refine').state_dict()
     for refines in (True, False):
         result = to_ours(source(state), target=state, target_refines=refines)
-        assert result.layout.refines == refines
+        assert result.architecture.refines == refines
         assert result.problems == []
     equal = released('base', 'mmdet', 5)[1]
     assert not to_ours(source(equal), target=state, target_refines=False).warnings
@@ -245,7 +245,7 @@ def test_transformers_saves_shared_heads_once_under_either_name(first):
     state = {n: t for n, t in state.items() if not n.startswith(prefix)}
     if not first:
         # Then nothing but different heads tells that the model refines.
-        assert to_ours(source(state)).layout.variant == 'refine'
+        assert to_ours(source(state)).architecture.variant == 'refine'
     assert_same(converted(state, 'refine', 5).state, model.state_dict(), COUNTER)
 
 

@@ -49,7 +49,7 @@ def test_weights_are_found_whatever_they_are_wrapped_in(tmp_path, content):
 
 def test_what_is_not_converted_is_named(tmp_path):
     content = {'model': STATE, 'optimizer': {}, 'lr_scheduler': {}, 'ema': STATE}
-    left = ' '.join(read_checkpoint(saved(tmp_path / 'x.pth', content)).left)
+    left = ' '.join(read_checkpoint(saved(tmp_path / 'x.pth', content)).not_converted)
     for word in ('optimizer', 'lr_scheduler', '--ema'):
         assert word in left
 
@@ -69,7 +69,7 @@ def test_the_weights_of_a_runner_with_ema_are_the_average_already():
     content = {'state_dict': STATE, 'ema_state_dict': {k: v + 1 for k, v in STATE.items()}}
     source = unwrap(content, ema=True)
     assert_same(source.state, STATE)
-    assert 'average already' in source.left[0]
+    assert 'average already' in source.not_converted[0]
 
 
 @pytest.mark.parametrize('dilation', [True, False])

@@ -31,14 +31,14 @@ class Source(NamedTuple):
         meta: the Runner's meta data, or an empty dict; with the `args` of the official release's
             training, if the file has them.
         dilated: whether the file says that the backbone is dilated (DC5); None if it says nothing.
-        left: what else is in the file, in words.
+        not_converted: what else is in the file, in words.
         notes: what was stripped or renamed, in words.
     """
 
     state: dict[str, Tensor]
     meta: dict
     dilated: bool | None
-    left: list[str]
+    not_converted: list[str]
     notes: Sequence[str] = ()
 
 

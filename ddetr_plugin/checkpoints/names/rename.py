@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.class_rows.rows import with_official_rows
-from ddetr_plugin.checkpoints.names.detect import OURS, detect_layout
-from ddetr_plugin.checkpoints.names.table import Layout, module_names, translate
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture
+from ddetr_plugin.checkpoints.names.table import Architecture, module_names, translate
 from ddetr_plugin.checkpoints.same_bits import same_bits
 
 __all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
@@ -24,14 +24,14 @@ def is_neck_bias(name: str) -> bool:
 
 
 def import_state(
-    state: Mapping[str, Tensor], dialect: str, layout: Layout
+    state: Mapping[str, Tensor], dialect: str, architecture: Architecture
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Renames and fuses; class rows stay as they are.
 
     Args:
         state: in the common names of `dialect`.
         dialect: one of `DIALECTS`.
-        layout: decides which names there are.
+        architecture: decides which names there are.
 
     Returns:
         The weights by our names, and the names that are left over.
@@ -41,7 +41,7 @@ def import_state(
     """
     if dialect == 'transformers':
         state = _fuse_qkv(state)
-    modules = module_names(dialect, layout).ours()
+    modules = module_names(dialect, architecture).ours()
     ours, left = {}, []
     for name, tensor in state.items():
         if name.endswith(COUNTER) and dialect != 'mmdet':
@@ -54,8 +54,8 @@ def import_state(
         elif not same_bits(ours[new], tensor):
             raise ValueError(
                 f'{name} and another name of the same tensor hold different numbers, but a '
-                f'{layout.variant} model has one tensor there; the file was edited, or --config '
-                'is of another variant'
+                f'{architecture.variant} model has one tensor there; the file was edited, or '
+                '--config is of another variant'
             )
     return ours, left
 
@@ -63,7 +63,7 @@ def import_state(
 def export(
     state: Mapping[str, Tensor],
     dialect: str,
-    layout: Layout | None = None,
+    architecture: Architecture | None = None,
     coco: bool = False,
     dropped: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def export(
     Args:
         state: by our names.
         dialect: one of `DIALECTS`.
-        layout: of `state`; found out if None.
+        architecture: of `state`; found out if None.
         coco: the 80 class rows are COCO's: 'official' and 'transformers' get their 91 rows. Rows
             that stand for no category are those of `dropped`, else they never fire.
         dropped: as in `Conversion`.
@@ -82,8 +82,8 @@ def export(
     Raises:
         ValueError: a tensor has no name there, or another meaning.
     """
-    layout = layout or detect_layout(state, OURS)
-    if dialect != 'transformers' and not layout.share_branches and not layout.refines:
+    architecture = architecture or detect_architecture(state, OURS)
+    if dialect != 'transformers' and not architecture.share_branches and not architecture.refines:
         raise ValueError(
             f'{dialect} shares one head between all decoder layers where boxes are not refined, '
             'the weights have one for each; only ddetr_plugin and transformers can hold them'
@@ -94,7 +94,7 @@ def export(
     _require_paper_queries(state)
     state = _with_their_neck_bias(state, dialect)
 
-    names = module_names(dialect, layout)
+    names = module_names(dialect, architecture)
     theirs = {**names.theirs, 'backbone': names.backbone}
     others: dict[str, list[str]] = {}
     for alias, ours in names.aliases.items():
@@ -184,10 +184,10 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def expected_names(layout: Layout) -> list[str]:
-    """Our parameters of a layout, the backbone's excepted."""
+def expected_names(architecture: Architecture) -> list[str]:
+    """Our parameters of an architecture, the backbone's excepted."""
     names = []
-    for module in module_names('mmdet', layout).theirs:
+    for module in module_names('mmdet', architecture).theirs:
         if module.endswith('level_embed'):
             names.append(module)
         elif module.endswith('self_attn.attn'):

@@ -113,7 +113,7 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
             f'the models predict logits {tuple(logits.shape)} with --config and '
             f'{tuple(other_logits.shape)} by the file, expected as many; set num_queries'
         )
-    two_stage = conversion.layout.two_stage
+    two_stage = conversion.architecture.two_stage
     other_logits, other_boxes = _ordered(logits, boxes, other_logits, other_boxes, two_stage)
     differences = (logits - other_logits).abs(), (boxes - other_boxes).abs()
     largest = [difference.max().item() for difference in differences]
@@ -198,7 +198,7 @@ def _place(difference: Tensor, one: Tensor, other: Tensor, of_logits: bool) -> s
 
 def _counterparts(conversion: Conversion, other: nn.Module) -> dict[str, str]:
     """Names of our modules to those of the other library's model."""
-    ours = module_names(conversion.dialect, conversion.layout).ours()
+    ours = module_names(conversion.dialect, conversion.architecture).ours()
     leaves = [name for name, module in other.named_modules() if not any(module.children())]
     # The table has names as older releases write them into files.
     common = with_common_names(
