@@ -12,7 +12,7 @@ from ddetr_plugin.checkpoints.class_rows.plan import named_classes
 from ddetr_plugin.checkpoints.class_rows.rows import OFFICIAL_ROWS, coco_classes
 from ddetr_plugin.checkpoints.files.stated_settings import file_settings, our_settings
 from ddetr_plugin.checkpoints.files.writing import TARGETS, check_destination
-from ddetr_plugin.checkpoints.names.rename import is_neck_bias
+from ddetr_plugin.checkpoints.names.ours import is_neck_bias
 from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.parity import verify as parity
 from ddetr_plugin.config_types import type_name
@@ -140,7 +140,7 @@ def _write(
         state = {
             name: tensor
             for name, tensor in converted.state.items()
-            if f'left over: {name}' not in converted.problems
+            if name not in converted.problems.extra
         }
         state = bridge.export(state, to, converted.architecture, expand, dropped)
         if expand and to in ('official', 'transformers'):
@@ -190,8 +190,8 @@ def _verification(model: Config, source: bridge.Source, converted: bridge.Conver
     """
     if converted.problems:
         return [
-            f'verified: no; {len(converted.problems)} tensors do not fit (see above), so the two '
-            'models cannot compute the same'
+            f'verified: no; {len(converted.problems.lines())} tensors do not fit (see above), so '
+            'the two models cannot compute the same'
         ]
     try:
         found = parity.verify(model, source, converted)

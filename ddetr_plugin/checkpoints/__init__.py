@@ -1,6 +1,6 @@
 """A bridge for Deformable DETR weights: official release, mmdet, transformers, detrex, ours."""
 
-from ddetr_plugin.checkpoints.convert import Conversion, checksum, to_ours
+from ddetr_plugin.checkpoints.convert import to_ours
 from ddetr_plugin.checkpoints.convert_in_place import adopt, install_checkpoint_loader
 from ddetr_plugin.checkpoints.files.reading import Source, read_checkpoint, unwrap
 from ddetr_plugin.checkpoints.files.safe_loading import CheckpointFileError
@@ -9,12 +9,14 @@ from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture, det
 from ddetr_plugin.checkpoints.names.rename import export, import_state
 from ddetr_plugin.checkpoints.names.table import DIALECTS, Architecture
 from ddetr_plugin.checkpoints.parity.other_models import with_rows
+from ddetr_plugin.checkpoints.record import Conversion, OtherShape, Problems
 from ddetr_plugin.checkpoints.report import (
     describe,
     dilation_mismatch,
     settings_mismatch,
     settings_to_match,
 )
+from ddetr_plugin.checkpoints.same_bits import checksum
 from ddetr_plugin.compat.safe_globals import allow_official_checkpoints
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     'OURS',
     'CheckpointFileError',
     'Conversion',
+    'OtherShape',
+    'Problems',
     'Architecture',
     'Source',
     'adopt',

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.convert import Conversion, checksum
 from ddetr_plugin.checkpoints.files.reading import Source
 from ddetr_plugin.checkpoints.files.stated_settings import setting_mismatches, unusual_settings
-from ddetr_plugin.checkpoints.fit import backbone_depth
 from ddetr_plugin.checkpoints.names.detect import OURS
+from ddetr_plugin.checkpoints.names.ours import backbone_depth
+from ddetr_plugin.checkpoints.record import Conversion
+from ddetr_plugin.checkpoints.same_bits import checksum
 
 __all__ = ['describe', 'dilation_mismatch', 'settings_mismatch', 'settings_to_match']
 
@@ -142,5 +143,5 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
     lines += _not_finite(state)
     if source.not_converted:
         lines.append(f'not converted: {", ".join(source.not_converted)}')
-    lines += [f'ignored: {problem}' for problem in conversion.problems]
+    lines += [f'ignored: {problem}' for problem in conversion.problems.lines()]
     return lines

@@ -8,7 +8,15 @@ from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
 from builders import build
 from mmengine.config import Config
 
-from ddetr_plugin.checkpoints import OURS, export, read_checkpoint, to_ours
+from ddetr_plugin.checkpoints import (
+    OURS,
+    OtherShape,
+    Problems,
+    export,
+    read_checkpoint,
+    to_ours,
+    write_checkpoint,
+)
 from ddetr_plugin.checkpoints.class_rows.rows import (
     COCO_GAPS,
     OFFICIAL_TO_COCO,
@@ -71,7 +79,7 @@ def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
 def test_mmdets_own_model_comes_back_bit_for_bit(kind):
     state = mmdets_own(kind).state_dict()
     result = to_ours(source(state), target=empty(kind).state_dict())
-    assert (result.dialect, result.problems) == ('mmdet', [])
+    assert (result.dialect, result.problems) == ('mmdet', Problems())
     assert_same(export(result.state, 'mmdet', result.architecture), state)
 
 
@@ -95,7 +103,7 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     """D1: official biases have no place in mmdet's default neck."""
     model = MODELS.build(bridge_config('base', neck=dict(bias=False)))
     theirs = {n: t for n, t in released('base', 'mmdet', 5)[1].items() if 'conv.bias' not in n}
-    assert to_ours(source(theirs), target=model.state_dict()).problems == []
+    assert not to_ours(source(theirs), target=model.state_dict()).problems
     with pytest.raises(ValueError, match=r'left over: neck\.convs\.0\.conv\.bias'):
         to_ours(source(released('base', 'official', 5)[1]), target=model.state_dict())
 
@@ -176,7 +184,7 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
     state = export(model.state_dict(), 'mmdet')
     assert to_ours(source(state)).architecture.share_branches
     result = converted(state, 'refine', 5)
-    assert result.problems == []
+    assert not result.problems
     (warning,) = result.warnings
     assert 'heads of all layers are equal' in warning
 
@@ -187,7 +195,7 @@ def test_our_model_with_heads_of_its_own_need_not_refine():
     for refines in (True, False):
         result = to_ours(source(state), target=state, target_refines=refines)
         assert result.architecture.refines == refines
-        assert result.problems == []
+        assert not result.problems
     equal = released('base', 'mmdet', 5)[1]
     assert not to_ours(source(equal), target=state, target_refines=False).warnings
     official = export(state, 'official')
@@ -285,7 +293,9 @@ def test_every_key_that_is_missing_or_left_over_is_listed(dialect):
         assert 'left over: denoising.weight' in str(error.value)
         assert '--allow-missing' in str(error.value)
         result = to_ours(source(state), target=target, allow_missing=True)
-        assert len(result.problems) == 2
+        assert len(result.problems.missing) == 1
+        assert result.problems.unknown == ('denoising.weight',)
+        assert len(result.problems.lines()) == 2
 
 
 def test_weights_of_another_variant_or_size_say_what_they_are():
@@ -295,6 +305,19 @@ def test_weights_of_another_variant_or_size_say_what_they_are():
     wide = MODELS.build(bridge_config('refine', neck=dict(in_channels=[64, 256, 512])))
     with pytest.raises(ValueError, match=r'shape: neck\.convs\.0\.conv\.weight is \(64, 128'):
         to_ours(source(state), target=wide.state_dict())
+
+
+def test_what_does_not_fit_a_model_is_told_by_name():
+    _, state = released('refine', 'official', 5)
+    wide = MODELS.build(bridge_config('base', neck=dict(in_channels=[64, 256, 512]))).state_dict()
+    found = to_ours(source(state), target=wide, allow_missing=True).problems
+    assert found.architecture == ('variant: the weights are refine, the model is base',)
+    assert found.shapes == (
+        OtherShape('neck.convs.0.conv.weight', (64, 128, 1, 1), (64, 64, 1, 1)),
+    )
+    assert found.extra and all('_branches.1.' in name for name in found.extra)
+    assert not (found.unknown or found.missing or found.missing_parts)
+    assert len(found.lines()) == 2 + len(found.extra)
 
 
 def test_two_names_of_one_tensor_must_hold_the_same_numbers():
@@ -310,6 +333,20 @@ def test_weights_of_another_model_are_refused():
         to_ours(source({'conv1.weight': torch.zeros(1)}))
     with pytest.raises(ValueError, match='there is no level embedding'):
         to_ours(source({'conv1.weight': torch.zeros(1)}), 'official')
+
+
+@pytest.mark.parametrize('dialect', ['hf', 'detr', ''])
+def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(dialect, tmp_path):
+    model, state = released('base', 'official', 5)
+    for call in (
+        lambda: to_ours(source(state), dialect),
+        lambda: export(model.state_dict(), dialect),
+        lambda: write_checkpoint(tmp_path / 'x.pth', state, dialect, {}),
+    ):
+        with pytest.raises(ValueError, match='official, mmdet, transformers') as error:
+            call()
+        assert repr(dialect) in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_classes_move_by_name_and_unknown_ones_start_fresh():
@@ -472,6 +509,14 @@ def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
     assert 'query_head.pos_trans_norm.weight is (1, 2, 3), expected 1 dimensions' in str(
         error.value
     )
+
+
+@pytest.mark.parametrize('shape', [(), (64,)])
+def test_a_neck_whose_biases_cannot_be_filled_in_is_damaged(shape):
+    state = mmdets_own('base').state_dict()
+    state['neck.convs.0.conv.weight'] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r'damaged.*\n  neck\.convs\.0\.conv\.weight is \('):
+        to_ours(source(state))
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,26 @@ def test_parts_that_others_have_not_are_named_and_nothing_is_written(
         assert not out.exists()
 
 
+def test_what_has_one_of_our_names_and_no_counterpart_takes_nothing_with_it(run, tmp_path):
+    state = write_official(tmp_path / 'official.pth')
+    stray = 'bbox_head.cls_branches.0.bias'
+    torch.save({'model': {**state, stray: torch.zeros(91)}}, tmp_path / 'stray.pth')
+    back = tmp_path / 'back.pth'
+    report = run(tmp_path / 'stray.pth', back, '--to', 'official', '--allow-missing')
+    assert f'ignored: left over: {stray}' in report
+    assert_same(read_checkpoint(back).state, state)
+
+
+def test_the_word_of_earlier_releases_for_transformers_is_understood(run, failure, tmp_path):
+    state = write_official(tmp_path / 'official.pth')
+    report = run(tmp_path / 'official.pth', tmp_path / 'x.bin', '--to', 'hf')
+    assert 'tensors for transformers' in report
+    report = run(tmp_path / 'x.bin', tmp_path / 'back.pth', '--from', 'hf', '--to', 'official')
+    assert 'written by: transformers' in report
+    assert_same(read_checkpoint(tmp_path / 'back.pth').state, state)
+    assert "'transformers'" in failure(tmp_path / 'x.bin', tmp_path / 'y.pth', '--from', 'hface')
+
+
 def test_the_detector_is_written_without_its_mask_head_where_that_is_asked_for(run, tmp_path):
     write_other(tmp_path / 'ours.pth', 'masks')
     base = write_config(tmp_path / 'base.py', 'base', 5)

@@ -103,7 +103,7 @@ def test_what_lies_beside_the_detector_is_named(models):
     )
     source = unwrap(content)
     assert 'criterion.empty_weight (not below model.)' in source.not_converted
-    assert to_ours(source).problems == []
+    assert not to_ours(source).problems
 
 
 @pytest.mark.parametrize('dialect', ALL)

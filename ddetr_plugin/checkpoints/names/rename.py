@@ -8,19 +8,13 @@ from torch import Tensor
 
 from ddetr_plugin.checkpoints.class_rows.rows import with_official_rows
 from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture
-from ddetr_plugin.checkpoints.names.table import Architecture, module_names, translate
+from ddetr_plugin.checkpoints.names.ours import COUNTER, is_neck_bias, neck_bias_beside
+from ddetr_plugin.checkpoints.names.table import DIALECTS, Architecture, module_names, translate
 from ddetr_plugin.checkpoints.same_bits import same_bits
 
-__all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
+__all__ = ['export', 'import_state']
 
-COUNTER = 'num_batches_tracked'
 _QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
-_NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
-
-
-def is_neck_bias(name: str) -> bool:
-    """Whether a parameter, by our name, is a bias before a norm in the neck (D1)."""
-    return _NECK_BIAS.fullmatch(name) is not None
 
 
 def import_state(
@@ -34,7 +28,7 @@ def import_state(
         architecture: decides which names there are.
 
     Returns:
-        The weights by our names, and the names that are left over.
+        The weights by our names, and the names that have no counterpart here.
 
     Raises:
         ValueError: two names of one tensor hold different numbers, or parts of one do not fit.
@@ -42,13 +36,14 @@ def import_state(
     if dialect == 'transformers':
         state = _fuse_qkv(state)
     modules = module_names(dialect, architecture).ours()
-    ours, left = {}, []
+    ours: dict[str, Tensor] = {}
+    unknown = []
     for name, tensor in state.items():
         if name.endswith(COUNTER) and dialect != 'mmdet':
             continue
         new = translate(name, modules)
         if new is None:
-            left.append(name)
+            unknown.append(name)
         elif new not in ours:
             ours[new] = tensor
         elif not same_bits(ours[new], tensor):
@@ -57,7 +52,7 @@ def import_state(
                 f'{architecture.variant} model has one tensor there; the file was edited, or '
                 '--config is of another variant'
             )
-    return ours, left
+    return ours, unknown
 
 
 def export(
@@ -80,8 +75,10 @@ def export(
         dropped: as in `Conversion`.
 
     Raises:
-        ValueError: a tensor has no name there, or another meaning.
+        ValueError: there is no such dialect; a tensor has no name there, or another meaning.
     """
+    if dialect not in DIALECTS:
+        raise ValueError(f'the dialects are {", ".join(DIALECTS)}, got {dialect!r}')
     architecture = architecture or detect_architecture(state, OURS)
     if dialect != 'transformers' and not architecture.share_branches and not architecture.refines:
         raise ValueError(
@@ -142,8 +139,8 @@ def _with_their_neck_bias(state: Mapping[str, Tensor], dialect: str) -> dict[str
     result = {}
     for name, tensor in state.items():
         result[name] = tensor
-        bias = name.removesuffix('weight') + 'bias'
-        if is_neck_bias(bias) and bias not in state:
+        bias = neck_bias_beside(name)
+        if bias is not None and bias not in state:
             result[bias] = tensor.new_zeros(len(tensor))
     return result
 
@@ -182,19 +179,3 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = tensor
     return split
-
-
-def expected_names(architecture: Architecture) -> list[str]:
-    """Our parameters of an architecture, the backbone's excepted."""
-    names = []
-    for module in module_names('mmdet', architecture).theirs:
-        if module.endswith('level_embed'):
-            names.append(module)
-        elif module.endswith('self_attn.attn'):
-            names += [f'{module}.in_proj_weight', f'{module}.in_proj_bias']
-            names += [f'{module}.out_proj.weight', f'{module}.out_proj.bias']
-        else:
-            names.append(f'{module}.weight')
-            if not module.endswith('query_embedding'):
-                names.append(f'{module}.bias')
-    return names

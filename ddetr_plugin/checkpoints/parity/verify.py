@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.convert import Conversion
 from ddetr_plugin.checkpoints.files.reading import Source
 from ddetr_plugin.checkpoints.names.table import module_names, translate, with_common_names
 from ddetr_plugin.checkpoints.parity.first_difference import first_difference
@@ -20,6 +19,7 @@ from ddetr_plugin.checkpoints.parity.other_models import (
     with_rows,
 )
 from ddetr_plugin.checkpoints.parity.source_models import source_model
+from ddetr_plugin.checkpoints.record import Conversion
 
 __all__ = ['TOLERANCE', 'Verification', 'build_ours', 'verify']
 
