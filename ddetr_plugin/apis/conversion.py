@@ -11,16 +11,14 @@ from ddetr_plugin.apis.config_reading import load_config
 from ddetr_plugin.checkpoints.class_rows.plan import named_classes
 from ddetr_plugin.checkpoints.class_rows.rows import OFFICIAL_ROWS, coco_classes
 from ddetr_plugin.checkpoints.files.stated_settings import file_settings, our_settings
-from ddetr_plugin.checkpoints.files.writing import check_destination
-from ddetr_plugin.checkpoints.names.rename import is_neck_bias
+from ddetr_plugin.checkpoints.files.writing import TARGETS, check_destination
+from ddetr_plugin.checkpoints.names.ours import is_neck_bias
 from ddetr_plugin.checkpoints.names.table import has_transformers_resnet, with_transformers_resnet
 from ddetr_plugin.checkpoints.parity import verify as parity
 from ddetr_plugin.config_types import type_name
 from ddetr_plugin.datasets.class_names import dataset_classes
 
 __all__ = ['TARGETS', 'convert']
-
-TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'hf')
 
 
 def convert(
@@ -40,7 +38,7 @@ def convert(
 
     Args:
         source: a .pth, .bin or .safetensors file, or a folder of transformers or its index JSON.
-        destination: file to write, with the suffix .safetensors for 'hf'.
+        destination: file to write, with the suffix .safetensors for 'transformers'.
         config: path, name or Config of the model that will take the weights; they are compared with
             it, name by name, and its classes are taken.
         dialect: what wrote `source`: 'auto', 'ddetr_plugin' or one of `DIALECTS`.
@@ -61,8 +59,6 @@ def convert(
         OSError: a file does not exist, or cannot be written.
         ValueError: whatever else is wrong.
     """
-    if to not in TARGETS:
-        raise ValueError(f'weights are written for {", ".join(TARGETS)}, not for {to!r}')
     check_destination(destination, to, source)
     if verify and config is None:
         raise ValueError(
@@ -132,7 +128,7 @@ def _write(
     dropped = converted.dropped or dict(earlier.get('dropped') or {})
     # Of the official or transformers' file that the weights were first, which may have had 80.
     rows = earlier.get('rows')
-    if converted.dialect in ('official', 'hf'):
+    if converted.dialect in ('official', 'transformers'):
         rows = converted.source_rows
     lines = []
     if to == bridge.OURS:
@@ -144,10 +140,10 @@ def _write(
         state = {
             name: tensor
             for name, tensor in converted.state.items()
-            if f'left over: {name}' not in converted.problems
+            if name not in converted.problems.extra
         }
-        state = bridge.export(state, to, converted.layout, expand, dropped)
-        if expand and to in ('official', 'hf'):
+        state = bridge.export(state, to, converted.architecture, expand, dropped)
+        if expand and to in ('official', 'transformers'):
             lines.append(
                 f'note: {len(coco_classes())} class rows become {OFFICIAL_ROWS}, one per category '
                 'id of COCO; --classes keep leaves them'
@@ -156,14 +152,14 @@ def _write(
             lines.append(f'note: {to} has biases in the neck, the weights have none: zeros (D1)')
     # transformers has two kinds of names for a ResNet: timm's, and those of its own.
     own_resnet = has_transformers_resnet(source.state) or bool(earlier.get('own_resnet'))
-    if to == 'hf' and own_resnet:
+    if to == 'transformers' and own_resnet:
         state = with_transformers_resnet(state)
     conversion = {
         'from': converted.dialect,
         'rows': rows,
         'dropped': dropped,
         'own_resnet': own_resnet,
-        'refines': converted.layout.refines,
+        'refines': converted.architecture.refines,
         # For whoever loads the new file: weights do not show them.
         'settings': file_settings(source.meta, converted.dialect),
     }
@@ -194,8 +190,8 @@ def _verification(model: Config, source: bridge.Source, converted: bridge.Conver
     """
     if converted.problems:
         return [
-            f'verified: no; {len(converted.problems)} tensors do not fit (see above), so the two '
-            'models cannot compute the same'
+            f'verified: no; {len(converted.problems.lines())} tensors do not fit (see above), so '
+            'the two models cannot compute the same'
         ]
     try:
         found = parity.verify(model, source, converted)

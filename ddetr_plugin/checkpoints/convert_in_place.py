@@ -10,12 +10,13 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from ddetr_plugin.checkpoints.convert import Conversion, to_ours
+from ddetr_plugin.checkpoints.convert import to_ours
 from ddetr_plugin.checkpoints.files.reading import Source, read_checkpoint, unwrap, with_config
 from ddetr_plugin.checkpoints.files.safe_loading import load_file
 from ddetr_plugin.checkpoints.files.stated_settings import our_settings
 from ddetr_plugin.checkpoints.files.transformers_folder import weight_files
 from ddetr_plugin.checkpoints.names.detect import OURS, detect_dialect
+from ddetr_plugin.checkpoints.record import Conversion
 from ddetr_plugin.compat.safe_globals import allow_official_checkpoints
 
 __all__ = ['adopt', 'install_checkpoint_loader']

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.convert import Conversion, checksum
 from ddetr_plugin.checkpoints.files.reading import Source
 from ddetr_plugin.checkpoints.files.stated_settings import setting_mismatches, unusual_settings
-from ddetr_plugin.checkpoints.fit import backbone_depth
 from ddetr_plugin.checkpoints.names.detect import OURS
+from ddetr_plugin.checkpoints.names.ours import backbone_depth
+from ddetr_plugin.checkpoints.record import Conversion
+from ddetr_plugin.checkpoints.same_bits import checksum
 
 __all__ = ['describe', 'dilation_mismatch', 'settings_mismatch', 'settings_to_match']
 
@@ -118,7 +119,7 @@ def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 def describe(conversion: Conversion, source: Source) -> list[str]:
     """Lines: origin, variant, tensors, shapes, checksum, and all that is not a renaming."""
-    layout, state = conversion.layout, conversion.state
+    architecture, state = conversion.architecture, conversion.state
     dilation = {
         None: 'the file does not say whether the backbone is dilated (DC5)',
         True: 'dilated backbone (DC5)',
@@ -129,9 +130,10 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
     numbers = sum(tensor.numel() for tensor in state.values())
     lines = [
         f'written by: {conversion.dialect}',
-        f'variant: {layout.variant}; {dilation}',
-        f'layers: {layout.encoder_layers} encoder, {layout.decoder_layers} decoder; levels: '
-        f'{layout.levels}, {layout.inputs} from the backbone ({backbone}); {_sizes(state)}',
+        f'variant: {architecture.variant}; {dilation}',
+        f'layers: {architecture.encoder_layers} encoder, {architecture.decoder_layers} decoder; '
+        f'levels: {architecture.levels}, {architecture.inputs} from the backbone ({backbone}); '
+        f'{_sizes(state)}',
         f'tensors: {len(state)} from {len(source.state)}, {numbers:,} numbers, checksum '
         f'{checksum(state)}',
     ]
@@ -139,7 +141,7 @@ def describe(conversion: Conversion, source: Source) -> list[str]:
     lines += [f'note: {note}' for note in (*source.notes, *conversion.notes)]
     lines += [f'warning: {warning}' for warning in conversion.warnings]
     lines += _not_finite(state)
-    if source.left:
-        lines.append(f'not converted: {", ".join(source.left)}')
-    lines += [f'ignored: {problem}' for problem in conversion.problems]
+    if source.not_converted:
+        lines.append(f'not converted: {", ".join(source.not_converted)}')
+    lines += [f'ignored: {problem}' for problem in conversion.problems.lines()]
     return lines

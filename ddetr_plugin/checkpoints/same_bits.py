@@ -1,11 +1,12 @@
 """Whether tensors hold the same, and dicts of tensors in which a name occurs twice."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ['by_new_name', 'same_bits']
+__all__ = ['by_new_name', 'checksum', 'same_bits']
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -19,6 +20,16 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(
         one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8)
     )
+
+
+def checksum(state: Mapping[str, Tensor]) -> str:
+    """sha256, 16 hexadecimal digits, over names, dtypes, shapes and bytes, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f'{name}|{tensor.dtype}|{tuple(tensor.shape)}|'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def by_new_name(tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:

@@ -4,15 +4,20 @@
         [--classes NAME ... | coco | keep] [--allow-missing] [--ema] [--verify] [--trust]
 
 SRC is a .pth, .bin or .safetensors file, or a folder of transformers or its index JSON; DST a file,
-with the suffix .safetensors for --to hf. With --config the weights are compared with that model,
-name by name, and its classes are taken. The class rows of a decoder move by name: the official 91
-become COCO's 80, unless --classes says otherwise (keep: leave them). Converting back to official or
-hf restores them.
+with the suffix .safetensors for --to transformers. With --config the weights are compared with that
+model, name by name, and its classes are taken. The class rows of a decoder move by name: the
+official 91 become COCO's 80, unless --classes says otherwise (keep: leave them). Converting back to
+official or transformers restores them.
 """
 
 import sys
 
 from ddetr_plugin.cli.options import add_config_overrides
+
+
+def _dialect(name):
+    # `hf` is the word of earlier releases.
+    return 'transformers' if name == 'hf' else name
 
 
 def add_arguments(parser):
@@ -27,10 +32,11 @@ def add_arguments(parser):
         '--from',
         dest='dialect',
         default='auto',
+        type=_dialect,
         choices=['auto', *DIALECTS, OURS],
         help='what wrote SRC (default: look)',
     )
-    add('--to', default=OURS, choices=TARGETS, help='what is to read DST')
+    add('--to', default=OURS, type=_dialect, choices=TARGETS, help='what is to read DST')
     add(
         '--classes',
         nargs='+',

@@ -81,7 +81,7 @@ def test_all_ways_give_the_same_detections(job, tiny_coco, tmp_path):
         assert one.labels.tolist() == prediction['labels']
 
 
-@pytest.mark.parametrize('dialect', ['mmdet', 'hf', 'official'])
+@pytest.mark.parametrize('dialect', ['mmdet', 'transformers', 'official'])
 def test_weights_of_others_are_found_to_be_the_same_classes(job, tiny_coco, tmp_path, dialect):
     path, checkpoint, state = job
     other = tmp_path / 'other.pth'

@@ -8,7 +8,15 @@ from bridge_cases import KINDS, assert_same, bridge_config, empty, ours, source
 from builders import build
 from mmengine.config import Config
 
-from ddetr_plugin.checkpoints import OURS, export, read_checkpoint, to_ours
+from ddetr_plugin.checkpoints import (
+    OURS,
+    OtherShape,
+    Problems,
+    export,
+    read_checkpoint,
+    to_ours,
+    write_checkpoint,
+)
 from ddetr_plugin.checkpoints.class_rows.rows import (
     COCO_GAPS,
     OFFICIAL_TO_COCO,
@@ -47,23 +55,23 @@ def mmdets_own(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'transformers', 'detrex'])
 def test_weights_of_every_dialect_become_ours_bit_for_bit(dialect, kind):
     model, state = released(kind, dialect, classes=5)
     for target in (None, empty(kind).state_dict()):
         result = to_ours(source(state), target=target)
-        assert (result.dialect, result.layout.variant) == (dialect, kind)
+        assert (result.dialect, result.architecture.variant) == (dialect, kind)
         assert_same(result.state, model.state_dict(), COUNTER)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
     _, state = released(kind, dialect)
     result = to_ours(source(state))
     heads = [n for n in result.state if 'cls_branch' in n]
     assert {len(result.state[name]) for name in heads} == {80}
-    back = export(result.state, dialect, result.layout, coco=True, dropped=result.dropped)
+    back = export(result.state, dialect, result.architecture, coco=True, dropped=result.dropped)
     assert_same(back, state)
 
 
@@ -71,8 +79,8 @@ def test_a_trip_over_our_80_classes_and_back_keeps_every_bit(dialect, kind):
 def test_mmdets_own_model_comes_back_bit_for_bit(kind):
     state = mmdets_own(kind).state_dict()
     result = to_ours(source(state), target=empty(kind).state_dict())
-    assert (result.dialect, result.problems) == ('mmdet', [])
-    assert_same(export(result.state, 'mmdet', result.layout), state)
+    assert (result.dialect, result.problems) == ('mmdet', Problems())
+    assert_same(export(result.state, 'mmdet', result.architecture), state)
 
 
 @pytest.mark.parametrize('kind', ['base', 'refine', 'two-stage'])
@@ -95,7 +103,7 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     """D1: official biases have no place in mmdet's default neck."""
     model = MODELS.build(bridge_config('base', neck=dict(bias=False)))
     theirs = {n: t for n, t in released('base', 'mmdet', 5)[1].items() if 'conv.bias' not in n}
-    assert to_ours(source(theirs), target=model.state_dict()).problems == []
+    assert not to_ours(source(theirs), target=model.state_dict()).problems
     with pytest.raises(ValueError, match=r'left over: neck\.convs\.0\.conv\.bias'):
         to_ours(source(released('base', 'official', 5)[1]), target=model.state_dict())
 
@@ -104,7 +112,7 @@ def test_a_model_without_bias_takes_mmdets_weights_and_refuses_the_official_ones
     ('dialect', 'name'),
     [
         ('official', 'input_proj.{}.0.bias'),
-        ('hf', 'model.input_proj.{}.0.bias'),
+        ('transformers', 'model.input_proj.{}.0.bias'),
         ('detrex', 'neck.convs.{}.conv.bias'),
     ],
 )
@@ -131,7 +139,7 @@ def test_queries_that_are_not_the_papers_are_not_written_for_others():
         export(state, 'official')
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_91_rows_become_those_of_the_80_categories(dialect, kind):
     """D2, and D3: the objectness of the proposals stays in row 0."""
@@ -174,9 +182,9 @@ def test_heads_that_are_equal_but_not_shared_fit_a_model_that_refines():
         for branches in (model.bbox_head.cls_branches, model.bbox_head.reg_branches):
             branches[1].load_state_dict(branches[0].state_dict())
     state = export(model.state_dict(), 'mmdet')
-    assert to_ours(source(state)).layout.share_branches
+    assert to_ours(source(state)).architecture.share_branches
     result = converted(state, 'refine', 5)
-    assert result.problems == []
+    assert not result.problems
     (warning,) = result.warnings
     assert 'heads of all layers are equal' in warning
 
@@ -186,8 +194,8 @@ def test_our_model_with_heads_of_its_own_need_not_refine():
     state = ours('refine').state_dict()
     for refines in (True, False):
         result = to_ours(source(state), target=state, target_refines=refines)
-        assert result.layout.refines == refines
-        assert result.problems == []
+        assert result.architecture.refines == refines
+        assert not result.problems
     equal = released('base', 'mmdet', 5)[1]
     assert not to_ours(source(equal), target=state, target_refines=False).warnings
     official = export(state, 'official')
@@ -208,7 +216,7 @@ def test_mmdets_config_in_the_file_says_whether_equal_heads_refine():
 
 @pytest.mark.parametrize('refines', [True, False])
 def test_the_config_of_transformers_says_whether_equal_heads_refine(tmp_path, refines):
-    _, state = released('base', 'hf', 5)
+    _, state = released('base', 'transformers', 5)
     torch.save(state, tmp_path / 'pytorch_model.bin')
     config = {'model_type': 'deformable_detr', 'with_box_refine': refines}
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -221,7 +229,7 @@ def test_the_config_of_transformers_says_whether_equal_heads_refine(tmp_path, re
 
 
 def test_the_class_head_that_transformers_tied_is_repeated():
-    model, state = released('refine', 'hf', 5)
+    model, state = released('refine', 'transformers', 5)
     del state['class_embed.1.weight'], state['class_embed.1.bias']
     result = converted(state, 'refine', 5)
     assert torch.equal(
@@ -232,7 +240,7 @@ def test_the_class_head_that_transformers_tied_is_repeated():
 
 @pytest.mark.parametrize('part', ['weight', 'bias'])
 def test_half_a_class_head_is_missing_and_not_tied(part):
-    _, state = released('refine', 'hf', 5)
+    _, state = released('refine', 'transformers', 5)
     del state[f'class_embed.1.{part}']
     with pytest.raises(ValueError, match=f'missing: bbox_head.cls_branches.1.{part}'):
         converted(state, 'refine', 5)
@@ -240,17 +248,17 @@ def test_half_a_class_head_is_missing_and_not_tied(part):
 
 @pytest.mark.parametrize('first', [True, False])
 def test_transformers_saves_shared_heads_once_under_either_name(first):
-    model, state = released('refine', 'hf', 5)
+    model, state = released('refine', 'transformers', 5)
     prefix = 'bbox_embed' if first else 'model.decoder.bbox_embed'
     state = {n: t for n, t in state.items() if not n.startswith(prefix)}
     if not first:
         # Then nothing but different heads tells that the model refines.
-        assert to_ours(source(state)).layout.variant == 'refine'
+        assert to_ours(source(state)).architecture.variant == 'refine'
     assert_same(converted(state, 'refine', 5).state, model.state_dict(), COUNTER)
 
 
 def test_the_names_of_newer_transformers_are_read():
-    model, state = released('base', 'hf', 5)
+    model, state = released('base', 'transformers', 5)
     renamed = {}
     for name, tensor in state.items():
         name = name.replace('backbone.conv_encoder.model', 'backbone.model')
@@ -272,7 +280,7 @@ def test_detrex_proposal_heads_cut_to_80_rows_keep_them():
     assert_same(converted(state, 'two-stage', 80).state, model.state_dict(), COUNTER)
 
 
-@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'hf', 'detrex'])
+@pytest.mark.parametrize('dialect', ['official', 'mmdet', 'transformers', 'detrex'])
 def test_every_key_that_is_missing_or_left_over_is_listed(dialect):
     _, state = released('base', dialect, 5)
     gone = [n for n in state if 'sampling_offsets' in n][0]
@@ -285,7 +293,9 @@ def test_every_key_that_is_missing_or_left_over_is_listed(dialect):
         assert 'left over: denoising.weight' in str(error.value)
         assert '--allow-missing' in str(error.value)
         result = to_ours(source(state), target=target, allow_missing=True)
-        assert len(result.problems) == 2
+        assert len(result.problems.missing) == 1
+        assert result.problems.unknown == ('denoising.weight',)
+        assert len(result.problems.lines()) == 2
 
 
 def test_weights_of_another_variant_or_size_say_what_they_are():
@@ -295,6 +305,19 @@ def test_weights_of_another_variant_or_size_say_what_they_are():
     wide = MODELS.build(bridge_config('refine', neck=dict(in_channels=[64, 256, 512])))
     with pytest.raises(ValueError, match=r'shape: neck\.convs\.0\.conv\.weight is \(64, 128'):
         to_ours(source(state), target=wide.state_dict())
+
+
+def test_what_does_not_fit_a_model_is_told_by_name():
+    _, state = released('refine', 'official', 5)
+    wide = MODELS.build(bridge_config('base', neck=dict(in_channels=[64, 256, 512]))).state_dict()
+    found = to_ours(source(state), target=wide, allow_missing=True).problems
+    assert found.architecture == ('variant: the weights are refine, the model is base',)
+    assert found.shapes == (
+        OtherShape('neck.convs.0.conv.weight', (64, 128, 1, 1), (64, 64, 1, 1)),
+    )
+    assert found.extra and all('_branches.1.' in name for name in found.extra)
+    assert not (found.unknown or found.missing or found.missing_parts)
+    assert len(found.lines()) == 2 + len(found.extra)
 
 
 def test_two_names_of_one_tensor_must_hold_the_same_numbers():
@@ -310,6 +333,20 @@ def test_weights_of_another_model_are_refused():
         to_ours(source({'conv1.weight': torch.zeros(1)}))
     with pytest.raises(ValueError, match='there is no level embedding'):
         to_ours(source({'conv1.weight': torch.zeros(1)}), 'official')
+
+
+@pytest.mark.parametrize('dialect', ['hf', 'detr', ''])
+def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(dialect, tmp_path):
+    model, state = released('base', 'official', 5)
+    for call in (
+        lambda: to_ours(source(state), dialect),
+        lambda: export(model.state_dict(), dialect),
+        lambda: write_checkpoint(tmp_path / 'x.pth', state, dialect, {}),
+    ):
+        with pytest.raises(ValueError, match='official, mmdet, transformers') as error:
+            call()
+        assert repr(dialect) in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_classes_move_by_name_and_unknown_ones_start_fresh():
@@ -442,7 +479,7 @@ def test_the_official_rows_are_known_whatever_the_gaps_are_called():
     """Some files of transformers have the names of the categories that COCO gave up."""
     names = ['N/A' if name is None else name for name in coco_rows()]
     names[12], names[83] = 'street sign', 'blender'
-    model, state = released('base', 'hf')
+    model, state = released('base', 'transformers')
     result = to_ours(source(state, row_names=names))
     assert result.rows == OFFICIAL_TO_COCO
     assert result.classes == coco_classes()
@@ -459,7 +496,7 @@ def test_a_level_embedding_of_another_shape_is_refused(shape):
         to_ours(source(state))
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf', 'mmdet'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers', 'mmdet'])
 def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
     _, state = released('two-stage', dialect, 5)
     damaged = [n for n in state if 'pos_trans' in n and n.endswith('weight')]
@@ -472,6 +509,14 @@ def test_tensors_that_cannot_be_what_their_names_say_are_listed(dialect):
     assert 'query_head.pos_trans_norm.weight is (1, 2, 3), expected 1 dimensions' in str(
         error.value
     )
+
+
+@pytest.mark.parametrize('shape', [(), (64,)])
+def test_a_neck_whose_biases_cannot_be_filled_in_is_damaged(shape):
+    state = mmdets_own('base').state_dict()
+    state['neck.convs.0.conv.weight'] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r'damaged.*\n  neck\.convs\.0\.conv\.weight is \('):
+        to_ours(source(state))
 
 
 @pytest.mark.parametrize(
@@ -497,7 +542,7 @@ def test_tensors_that_are_no_plain_floats_are_listed(change, kind):
 
 @pytest.mark.parametrize('shape', [(), (7,), (1, 2, 3)])
 def test_projections_of_transformers_that_cannot_be_joined_are_named(shape):
-    _, state = released('base', 'hf', 5)
+    _, state = released('base', 'transformers', 5)
     state['model.decoder.layers.0.self_attn.k_proj.weight'] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r'projections of model\.decoder\.layers\.0\.self_attn'):
         to_ours(source(state))

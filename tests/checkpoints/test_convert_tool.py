@@ -66,7 +66,7 @@ def write_official(path, kind='base', classes=91, dilation=False):
 
 
 @pytest.mark.parametrize('kind', ['base', 'two-stage'])
-@pytest.mark.parametrize('between', ['official', 'mmdet', 'hf'])
+@pytest.mark.parametrize('between', ['official', 'mmdet', 'transformers'])
 def test_official_weights_come_back_bit_for_bit(run, tmp_path, kind, between):
     state = write_official(tmp_path / 'official.pth', kind)
     config = write_config(tmp_path / 'config.py', kind)
@@ -125,13 +125,33 @@ def test_parts_that_others_have_not_are_named_and_nothing_is_written(
     failure, tmp_path, part, names
 ):
     config = write_other(tmp_path / 'ours.pth', part)
-    for to in ('official', 'mmdet', 'hf'):
-        out = tmp_path / f'out.{"bin" if to == "hf" else "pth"}'
+    for to in ('official', 'mmdet', 'transformers'):
+        out = tmp_path / f'out.{"bin" if to == "transformers" else "pth"}'
         arguments = (tmp_path / 'ours.pth', out, '--to', to, '--classes', 'keep')
         assert f'left over: {names[:-1]}' in failure(*arguments)
         words = failure(*arguments, '--config', config)
         assert f'{to} has no counterpart of' in words and names in words
         assert not out.exists()
+
+
+def test_what_has_one_of_our_names_and_no_counterpart_takes_nothing_with_it(run, tmp_path):
+    state = write_official(tmp_path / 'official.pth')
+    stray = 'bbox_head.cls_branches.0.bias'
+    torch.save({'model': {**state, stray: torch.zeros(91)}}, tmp_path / 'stray.pth')
+    back = tmp_path / 'back.pth'
+    report = run(tmp_path / 'stray.pth', back, '--to', 'official', '--allow-missing')
+    assert f'ignored: left over: {stray}' in report
+    assert_same(read_checkpoint(back).state, state)
+
+
+def test_the_word_of_earlier_releases_for_transformers_is_understood(run, failure, tmp_path):
+    state = write_official(tmp_path / 'official.pth')
+    report = run(tmp_path / 'official.pth', tmp_path / 'x.bin', '--to', 'hf')
+    assert 'tensors for transformers' in report
+    report = run(tmp_path / 'x.bin', tmp_path / 'back.pth', '--from', 'hf', '--to', 'official')
+    assert 'written by: transformers' in report
+    assert_same(read_checkpoint(tmp_path / 'back.pth').state, state)
+    assert "'transformers'" in failure(tmp_path / 'x.bin', tmp_path / 'y.pth', '--from', 'hface')
 
 
 def test_the_detector_is_written_without_its_mask_head_where_that_is_asked_for(run, tmp_path):
@@ -189,14 +209,14 @@ def test_verify_compares_with_mmdets_own_model(run, tmp_path):
     assert 'note: the file brings no config' in report
 
 
-@pytest.mark.parametrize('dialect', ['hf', 'mmdet'])
+@pytest.mark.parametrize('dialect', ['transformers', 'mmdet'])
 def test_a_file_of_other_heads_and_points_is_named_and_not_verified(
     run, failure, tmp_path, dialect
 ):
     """2 heads x 4 points have the shapes of 4 x 2."""
     state = export(build(bridge_config('base', 5)).state_dict(), dialect)
     file = tmp_path / 'pytorch_model.bin'
-    if dialect == 'hf':
+    if dialect == 'transformers':
         torch.save(state, file)
         settings = dict(encoder_attention_heads=2, encoder_n_points=4, decoder_n_points=2)
         words = json.dumps(dict(model_type='deformable_detr', num_feature_levels=4, **settings))
@@ -231,7 +251,9 @@ def test_weights_that_are_not_finite_are_counted_and_fail_to_verify(run, failure
 def test_verify_compares_with_transformers_own_model(run, tmp_path):
     pytest.importorskip('transformers', reason='transformers is not installed')
     model = build(bridge_config('refine', 91))
-    write_checkpoint(tmp_path / 'x.bin', export(model.state_dict(), 'hf'), 'hf', {})
+    write_checkpoint(
+        tmp_path / 'x.bin', export(model.state_dict(), 'transformers'), 'transformers', {}
+    )
     config = write_config(tmp_path / 'config.py', 'refine', 80)
     report = run(tmp_path / 'x.bin', tmp_path / 'ours.pth', '--config', config, '--verify')
     assert 'class rows: 80 of 91 moved' in report
@@ -241,11 +263,11 @@ def test_verify_compares_with_transformers_own_model(run, tmp_path):
 
 @pytest.mark.parametrize('own', [True, False])
 def test_transformers_backbone_keeps_its_kind_of_names(run, tmp_path, own):
-    state = export(build(bridge_config('base', 91)).state_dict(), 'hf')
+    state = export(build(bridge_config('base', 91)).state_dict(), 'transformers')
     state = with_transformers_resnet(state) if own else state
-    write_checkpoint(tmp_path / 'x.bin', state, 'hf', {})
+    write_checkpoint(tmp_path / 'x.bin', state, 'transformers', {})
     run(tmp_path / 'x.bin', tmp_path / 'ours.pth')
-    run(tmp_path / 'ours.pth', tmp_path / 'back.bin', '--to', 'hf')
+    run(tmp_path / 'ours.pth', tmp_path / 'back.bin', '--to', 'transformers')
     assert_same(read_checkpoint(tmp_path / 'back.bin').state, state)
 
 
@@ -283,7 +305,7 @@ def test_names_that_do_not_fit_the_rows_are_passed_on_and_not_replaced_by_cocos(
     assert '80 class rows' in report
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 def test_80_rows_stay_80_where_they_came_from_or_when_told_to(run, tmp_path, dialect):
     model = build(bridge_config('base', 80))
     state = export(model.state_dict(), dialect)
@@ -335,7 +357,7 @@ def test_another_reading_of_dilation_is_reported(run, tmp_path, kind):
         assert 'warning: the file' not in report
 
 
-@pytest.mark.parametrize('dialect', ['official', 'hf'])
+@pytest.mark.parametrize('dialect', ['official', 'transformers'])
 def test_weights_without_a_neck_bias_are_written_with_zeros_and_a_note(run, tmp_path, dialect):
     state = build(bridge_config('base', neck=dict(bias=False))).state_dict()
     torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'ours.pth')
@@ -343,7 +365,7 @@ def test_weights_without_a_neck_bias_are_written_with_zeros_and_a_note(run, tmp_
     assert f'note: {dialect} has biases in the neck, the weights have none: zeros (D1)' in report
     written = read_checkpoint(tmp_path / 'x.pth').state
     for i in range(4):
-        bias = written[f'{"model." if dialect == "hf" else ""}input_proj.{i}.0.bias']
+        bias = written[f'{"model." if dialect == "transformers" else ""}input_proj.{i}.0.bias']
         assert torch.equal(bias, torch.zeros(64))
 
 
@@ -416,13 +438,13 @@ def test_what_does_not_fit_cannot_be_verified_but_is_converted(run, tmp_path):
 def test_a_missing_library_is_blamed_on_verify_and_a_missing_module_of_a_config_is_not(
     failure, tmp_path, monkeypatch
 ):
-    state = export(build(bridge_config('base', 5)).state_dict(), 'hf')
+    state = export(build(bridge_config('base', 5)).state_dict(), 'transformers')
     torch.save(state, tmp_path / 'x.bin')
     config = write_config(tmp_path / 'config.py', 'base', 5)
     monkeypatch.setitem(sys.modules, 'transformers', None)
     arguments = (tmp_path / 'x.bin', tmp_path / 'out.pth', '--config', config)
     keep = ('--classes', 'keep')
-    assert '--verify needs the library that wrote the weights (hf)' in failure(
+    assert '--verify needs the library that wrote the weights (transformers)' in failure(
         *arguments, '--verify', *keep
     )
     config.write_text(config.read_text().replace("'ddetr_plugin'", "'not_there'"))
@@ -441,9 +463,14 @@ def test_a_destination_that_cannot_be_written_is_refused_at_once(failure, tmp_pa
     assert 'belongs to the weights to convert' in failure(official, official)
     (tmp_path / 'theirs').mkdir()
     (tmp_path / 'theirs' / 'model.safetensors').write_bytes(b'x')
-    arguments = (tmp_path / 'theirs', tmp_path / 'theirs' / 'model.safetensors', '--to', 'hf')
+    arguments = (
+        tmp_path / 'theirs',
+        tmp_path / 'theirs' / 'model.safetensors',
+        '--to',
+        'transformers',
+    )
     assert 'belongs to the weights to convert' in failure(*arguments)
-    assert 'for --to hf only' in failure(official, tmp_path / 'x.safetensors')
+    assert 'for --to transformers only' in failure(official, tmp_path / 'x.safetensors')
     assert official.read_bytes() == before
 
 
@@ -509,7 +536,7 @@ def test_a_model_whose_heads_are_not_tied_is_no_model_that_refines(run, failure,
         tmp_path / 'refine.py', 'base', 5, decoder=dict(refine=True),
         bbox_head=dict(share_branches=False),
     )  # fmt: skip
-    state = export(build(Config.fromfile(config).model).state_dict(), 'hf')
+    state = export(build(Config.fromfile(config).model).state_dict(), 'transformers')
     state = {n: t for n, t in state.items() if not n.startswith('model.decoder.bbox_embed')}
     torch.save(state, tmp_path / 'pytorch_model.bin')
     words = {'model_type': 'deformable_detr', 'with_box_refine': False}
@@ -518,5 +545,5 @@ def test_a_model_whose_heads_are_not_tied_is_no_model_that_refines(run, failure,
     assert 'the weights are base, the model is refine' in said
     ours = tmp_path / 'ours' / 'ours.pth'
     assert 'variant: base' in run(tmp_path, ours)
-    assert 'variant: base' in run(ours, tmp_path / 'other' / 'back.bin', '--to', 'hf')
+    assert 'variant: base' in run(ours, tmp_path / 'other' / 'back.bin', '--to', 'transformers')
     assert read_checkpoint(tmp_path / 'other' / 'back.bin').state.keys() == state.keys()

@@ -21,7 +21,7 @@ from ddetr_plugin.engine import ForeignCheckpointHook
 from ddetr_plugin.registry import MODELS
 
 COUNTER = ('num_batches_tracked',)
-DIALECTS = ('official', 'mmdet', 'hf', 'detrex')
+DIALECTS = ('official', 'mmdet', 'transformers', 'detrex')
 HOOK = dict(type='ddetr_plugin.ForeignCheckpointHook')
 
 
@@ -54,7 +54,7 @@ def released(state, dialect):
         return {'model': state, 'optimizer': {'state': {}}, 'epoch': 49, 'args': args}
     if dialect == 'mmdet':
         return {'state_dict': state, 'meta': {'epoch': 50}}
-    return state if dialect == 'hf' else {'model': state, 'iteration': 10}
+    return state if dialect == 'transformers' else {'model': state, 'iteration': 10}
 
 
 @pytest.mark.parametrize('dialect', DIALECTS)
@@ -80,7 +80,7 @@ def test_load_from_takes_safetensors_and_folders(tiny_job, tmp_path):
     safetensors = pytest.importorskip('safetensors.torch', reason='safetensors is not installed')
     path = tiny_job()
     model = noisy(Config.fromfile(path).model)
-    state = {k: v.clone() for k, v in export(model.state_dict(), 'hf').items()}
+    state = {k: v.clone() for k, v in export(model.state_dict(), 'transformers').items()}
     safetensors.save_file(state, tmp_path / 'model.safetensors')
     for place in (tmp_path / 'model.safetensors', tmp_path):
         changes = dict(load_from=str(place), experiment_name=place.name)
@@ -161,7 +161,7 @@ def test_load_from_warns_of_a_backbone_that_is_dilated_otherwise(tiny_job, tmp_p
         content['args'].dilation = dilated
         torch.save(content, file)
     else:
-        write_checkpoint(file, export(state, 'hf'), 'hf', {})
+        write_checkpoint(file, export(state, 'transformers'), 'transformers', {})
         config = {'model_type': 'deformable_detr', 'dilation': dilated}
         (tmp_path / 'config.json').write_text(json.dumps(config))
     loaded(path, load_from=str(file))
@@ -177,7 +177,10 @@ def test_the_test_tool_takes_a_folder_of_transformers(tiny_job, tmp_path, capsys
     for name in ('theirs', 'ours'):
         (tmp_path / name).mkdir()
     write_checkpoint(
-        tmp_path / 'theirs' / 'pytorch_model.bin', export(model.state_dict(), 'hf'), 'hf', {}
+        tmp_path / 'theirs' / 'pytorch_model.bin',
+        export(model.state_dict(), 'transformers'),
+        'transformers',
+        {},
     )
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'ours' / 'x.pth')
     for place in (tmp_path / 'theirs', tmp_path / 'ours' / 'x.pth'):
@@ -249,7 +252,7 @@ def test_foreign_weights_cannot_be_resumed_from(tiny_job, tmp_path, dialect):
 def test_load_from_asks_the_folder_whether_its_model_refines(tiny_job, tmp_path, said):
     path = tiny_job()
     config = Config.fromfile(path)
-    state = export(noisy(config.model).state_dict(), 'hf')
+    state = export(noisy(config.model).state_dict(), 'transformers')
     config.model.decoder.refine, config.model.bbox_head.share_branches = True, False
     config.dump(path)
     torch.save(state, tmp_path / 'pytorch_model.bin')
@@ -265,7 +268,7 @@ def test_load_from_asks_the_folder_whether_its_model_refines(tiny_job, tmp_path,
 
 
 @pytest.mark.parametrize('hooks', [[HOOK, dict(type='EMAHook')], [dict(type='EMAHook')]])
-@pytest.mark.parametrize('dialect', ['mmdet', 'hf', 'ddetr_plugin'])
+@pytest.mark.parametrize('dialect', ['mmdet', 'transformers', 'ddetr_plugin'])
 def test_load_from_takes_what_lightning_saves(tiny_job, tmp_path, dialect, hooks):
     path = tiny_job(custom_hooks=hooks, log_level='INFO')
     model = noisy(Config.fromfile(path).model)
@@ -324,7 +327,7 @@ def test_the_test_tool_takes_mmdet_2(tiny_job, tmp_path):
 @pytest.mark.parametrize('said', ['part', 'average'])
 def test_the_test_tool_says_what_to_name_instead_of_a_part(tiny_job, tmp_path, capsys, said):
     path = tiny_job()
-    state = export(noisy(Config.fromfile(path).model).state_dict(), 'hf')
+    state = export(noisy(Config.fromfile(path).model).state_dict(), 'transformers')
     file = tmp_path / 'pytorch_model-00001-of-00003.bin'
     words = f'is one of 3 files that hold the weights together; name their folder {tmp_path}'
     if said == 'average':
@@ -360,7 +363,7 @@ def test_foreign_weights_that_do_not_fit_fail_as_load_state_dict_does():
 def test_a_detector_inside_another_module_takes_foreign_weights():
     model = ours('base')
     outer = torch.nn.ModuleDict({'teacher': empty('base'), 'other': torch.nn.Linear(2, 2)})
-    state = {f'teacher.{k}': v for k, v in export(model.state_dict(), 'hf').items()}
+    state = {f'teacher.{k}': v for k, v in export(model.state_dict(), 'transformers').items()}
     state |= {f'other.{k}': v for k, v in outer['other'].state_dict().items()}
     outer.load_state_dict(state, strict=True)
     assert_same(outer['teacher'].state_dict(), model.state_dict())

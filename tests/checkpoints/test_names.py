@@ -3,7 +3,7 @@
 import pytest
 from bridge_cases import KINDS, ours
 
-from ddetr_plugin.checkpoints import DIALECTS, OURS, detect_dialect, detect_layout, export
+from ddetr_plugin.checkpoints import DIALECTS, OURS, detect_architecture, detect_dialect, export
 from ddetr_plugin.checkpoints.names.table import module_names, translate
 
 # Names of published files: two encoder and two decoder layers would have all of these.
@@ -31,7 +31,7 @@ EXAMPLES = {
         'reference_points_fc.bias': 'query_head.reference_points_fc.bias',
         'bbox_head.reg_branches.0.4.bias': 'bbox_head.reg_branches.0.4.bias',
     },
-    'hf': {
+    'transformers': {
         'model.backbone.conv_encoder.model.layer4.2.conv3.weight': 'backbone.layer4.2.conv3.weight',
         'model.input_proj.0.0.weight': 'neck.convs.0.conv.weight',
         'model.query_position_embeddings.weight': 'query_head.query_embedding.weight',
@@ -67,13 +67,13 @@ EXAMPLES = {
 
 
 @pytest.fixture(scope='module')
-def layout():
-    return detect_layout(ours('base').state_dict(), OURS)._replace(encoder_layers=2)
+def architecture():
+    return detect_architecture(ours('base').state_dict(), OURS)._replace(encoder_layers=2)
 
 
 @pytest.mark.parametrize('dialect', DIALECTS)
-def test_published_names_have_their_place(dialect, layout):
-    modules = module_names(dialect, layout).ours()
+def test_published_names_have_their_place(dialect, architecture):
+    modules = module_names(dialect, architecture).ours()
     for name, wanted in EXAMPLES[dialect].items():
         assert translate(name, modules) == wanted
 
@@ -81,8 +81,8 @@ def test_published_names_have_their_place(dialect, layout):
 @pytest.mark.parametrize('dialect', DIALECTS)
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_name_leads_back_to_where_it_came_from(dialect, kind):
-    layout = detect_layout(ours(kind).state_dict(), OURS)
-    names = module_names(dialect, layout)
+    architecture = detect_architecture(ours(kind).state_dict(), OURS)
+    names = module_names(dialect, architecture)
     assert len(set(names.theirs.values())) == len(names.theirs)
     assert not names.aliases.keys() & set(names.theirs.values())
     back = names.ours()
@@ -95,9 +95,9 @@ def test_dialect_and_variant_are_found_in_what_was_exported(dialect, kind):
     model = ours(kind)
     state = export(model.state_dict(), dialect)
     assert detect_dialect(state) == dialect
-    layout = detect_layout(state, dialect)
-    assert layout == detect_layout(model.state_dict(), OURS)
-    assert layout.variant == kind
+    architecture = detect_architecture(state, dialect)
+    assert architecture == detect_architecture(model.state_dict(), OURS)
+    assert architecture.variant == kind
 
 
 def test_our_own_names_and_those_of_other_models_are_told_apart():

@@ -52,7 +52,7 @@ def test_every_dialect_is_recognised_behind_a_prefix(models, dialect, prefix):
             continue
         source = unwrap(lightning(written(model, dialect), prefix))
         result = to_ours(source, target=model.state_dict())
-        assert (result.dialect, result.layout.variant) == (dialect, kind)
+        assert (result.dialect, result.architecture.variant) == (dialect, kind)
         assert_same(result.state, model.state_dict(), COUNTER)
         shown = prefix.replace('_orig_mod.', '')
         report = '\n'.join(describe(result, source))
@@ -102,8 +102,8 @@ def test_what_lies_beside_the_detector_is_named(models):
         written(models['base'], 'official'), **{'criterion.empty_weight': torch.ones(3)}
     )
     source = unwrap(content)
-    assert 'criterion.empty_weight (not below model.)' in source.left
-    assert to_ours(source).problems == []
+    assert 'criterion.empty_weight (not below model.)' in source.not_converted
+    assert not to_ours(source).problems
 
 
 @pytest.mark.parametrize('dialect', ALL)
@@ -115,7 +115,7 @@ def test_an_average_beside_the_model_is_left_unless_asked_for(models, dialect, a
         content = lightning(state, prefix, **second)
         source = unwrap(content)
         assert_same(source.state, state)
-        assert f'{average}* (another model; --ema takes it instead)' in source.left
+        assert f'{average}* (another model; --ema takes it instead)' in source.not_converted
         taken = unwrap(content, ema=True)
         assert_same(taken.state, {name: tensor + 1 for name, tensor in state.items()})
         assert f'{average} was stripped from {len(state)} names' in taken.notes
@@ -124,7 +124,7 @@ def test_an_average_beside_the_model_is_left_unless_asked_for(models, dialect, a
 
 
 def test_of_two_models_nobody_is_preferred(models):
-    state = written(models['base'], 'hf')
+    state = written(models['base'], 'transformers')
     content = lightning(state, 'one.', **{f'two.{name}': t for name, t in state.items()})
     with pytest.raises(CheckpointFileError, match="2 models, whose names begin with 'one.' and 't"):
         unwrap(content)
@@ -151,4 +151,4 @@ def test_a_file_with_nothing_but_an_average_says_how_to_take_it(models, tmp_path
         read_checkpoint(file)
     assert_same(read_checkpoint(file, ema=True).state, state)
     torch.save({'model': state, key: average}, file)
-    assert f'{key} (an average' in read_checkpoint(file).left[0]
+    assert f'{key} (an average' in read_checkpoint(file).not_converted[0]

@@ -34,7 +34,7 @@ def test_our_model_computes_what_theirs_does(published):
     kind, theirs, folder = published
     model = empty(kind)
     result = to_ours(read_checkpoint(folder), target=model.state_dict())
-    assert (result.dialect, result.layout.variant) == ('hf', kind)
+    assert (result.dialect, result.architecture.variant) == ('transformers', kind)
     model.load_state_dict(result.state, strict=True)
     logits, boxes = largest_difference(model, theirs)
     assert logits < 1e-5
@@ -45,8 +45,8 @@ def test_their_model_comes_back_bit_for_bit(published, tmp_path):
     kind, theirs, folder = published
     source = read_checkpoint(folder)
     result = to_ours(source)
-    back = export(result.state, 'hf', result.layout)
-    write_checkpoint(tmp_path / 'back.safetensors', back, 'hf', {})
+    back = export(result.state, 'transformers', result.architecture)
+    write_checkpoint(tmp_path / 'back.safetensors', back, 'transformers', {})
     again = transformers_model(
         bridge_config(kind), read_checkpoint(tmp_path / 'back.safetensors').state
     )
@@ -65,7 +65,7 @@ def test_our_weights_work_in_their_model(published):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    theirs = transformers_model(bridge_config(kind), export(model.state_dict(), 'hf'))
+    theirs = transformers_model(bridge_config(kind), export(model.state_dict(), 'transformers'))
     logits, boxes = largest_difference(model, theirs)
     assert logits < 1e-5
     assert boxes < 1e-6
@@ -91,7 +91,7 @@ def test_heads_that_transformers_does_not_tie_do_not_make_a_model_refine(tmp_pat
     theirs.save_pretrained(tmp_path / 'theirs')
     source = read_checkpoint(tmp_path / 'theirs')
     result = to_ours(source)
-    assert result.layout.variant == 'base'
+    assert result.architecture.variant == 'base'
     assert sum('tie_word_embeddings=False' in line for line in describe(result, source)) == 1
 
     model = heads_of_their_own(refine=False)
@@ -108,11 +108,11 @@ def test_heads_that_transformers_does_not_tie_do_not_make_a_model_refine(tmp_pat
     with pytest.raises(ValueError, match=r'build it with bbox_head.share_branches=False'):
         to_ours(source, target=empty('base').state_dict(), target_refines=False)
 
-    back = export(result.state, 'hf', result.layout)
+    back = export(result.state, 'transformers', result.architecture)
     heads = ('class_embed', 'bbox_embed', 'model.decoder')
     parts = [
         {n: t for n, t in state.items() if n.startswith(heads)} for state in (back, source.state)
     ]
     assert_same(*parts)
     with pytest.raises(ValueError, match='official shares one head between all decoder layers'):
-        export(result.state, 'official', result.layout)
+        export(result.state, 'official', result.architecture)

@@ -98,7 +98,7 @@ def there_and_back(model_config, theirs, folder, capsys):
     again = folder.parent / 'again'
     again.mkdir()
     shutil.copy(folder / 'config.json', again)
-    run_command('convert', [str(file), str(again / 'model.safetensors'), '--to', 'hf'])
+    run_command('convert', [str(file), str(again / 'model.safetensors'), '--to', 'transformers'])
     loaded, report = transformers.DeformableDetrForObjectDetection.from_pretrained(
         again, output_loading_info=True
     )
@@ -127,7 +127,7 @@ def test_heads_that_differ_from_layer_to_layer_survive_both_ways(kind, tmp_path,
     """As published weights have them, while new models of transformers tie some."""
     config = bridge_config(kind)
     model = ours(kind)
-    theirs = transformers_model(config, export(model.state_dict(), 'hf')).eval()
+    theirs = transformers_model(config, export(model.state_dict(), 'transformers')).eval()
     saved(theirs, tmp_path / 'theirs', 'safetensors')
     there_and_back(config, theirs, tmp_path / 'theirs', capsys)
 

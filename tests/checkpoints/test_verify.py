@@ -120,7 +120,7 @@ MMDET = {
 # Numbers that random images, already normalised, do not show.
 UNSEEN = ('mean of pixels',)
 # The same for config.json.
-HF = {
+TRANSFORMERS = {
     'gelu': (
         dict(activation_function='gelu'),
         {f'{coder}.layer.ffn': gelu_ffn() for coder in ('encoder', 'decoder')},
@@ -183,7 +183,7 @@ def mmdet_file(name, changes) -> Source:
     return source(model.state_dict(), cfg=config.pretty_text)
 
 
-def hf_folder(name, changes, folder) -> Source:
+def transformers_folder(name, changes, folder) -> Source:
     transformers = pytest.importorskip('transformers', reason='transformers is not installed')
     config = transformers_model(our_config(name)).config
     for key, value in changes.items():
@@ -193,13 +193,17 @@ def hf_folder(name, changes, folder) -> Source:
     return read_checkpoint(folder)
 
 
-@pytest.fixture(params=[('mmdet', n) for n in MMDET] + [('hf', n) for n in HF], ids='-'.join)
+@pytest.fixture(
+    params=[('mmdet', n) for n in MMDET] + [('transformers', n) for n in TRANSFORMERS], ids='-'.join
+)
 def odd(request, tmp_path):
     """(name, file, changes to our config that make it right, what is said without them)."""
     dialect, name = request.param
-    theirs, ours, said = (MMDET if dialect == 'mmdet' else HF)[name]
+    theirs, ours, said = (MMDET if dialect == 'mmdet' else TRANSFORMERS)[name]
     file = (
-        mmdet_file(name, theirs) if dialect == 'mmdet' else hf_folder(name, theirs, tmp_path / 'hf')
+        mmdet_file(name, theirs)
+        if dialect == 'mmdet'
+        else transformers_folder(name, theirs, tmp_path / 'transformers')
     )
     return name, file, ours, said
 
@@ -224,12 +228,12 @@ def test_what_the_file_says_otherwise_is_named_and_the_numbers_differ(odd):
     assert found.passed, found
 
 
-@pytest.mark.parametrize('dialect', ['mmdet', 'hf'])
+@pytest.mark.parametrize('dialect', ['mmdet', 'transformers'])
 def test_the_tool_verifies_by_the_files_config_and_stops_where_it_says_otherwise(
     dialect, tmp_path, capsys
 ):
     """Encoder and decoder of different heads, which once were given the same."""
-    theirs, ours, said = (MMDET if dialect == 'mmdet' else HF)[
+    theirs, ours, said = (MMDET if dialect == 'mmdet' else TRANSFORMERS)[
         'heads of cross-attention' if dialect == 'mmdet' else 'heads of the encoder'
     ]
     if dialect == 'mmdet':
@@ -238,7 +242,7 @@ def test_the_tool_verifies_by_the_files_config_and_stops_where_it_says_otherwise
         torch.save({'state_dict': made.state, 'meta': made.meta}, file)
     else:
         file = tmp_path / 'theirs'
-        hf_folder('heads', theirs, file)
+        transformers_folder('heads', theirs, file)
     arguments = [str(file), str(tmp_path / 'ours.pth'), '--classes', 'keep', '--verify', '--config']
     wrong = write_config(tmp_path / 'wrong.py', 'base', 5, **BACKBONE)
     with pytest.raises(SystemExit) as stop:
@@ -353,7 +357,7 @@ def test_older_folders_of_transformers_name_a_backbone_of_timm():
     converted = to_ours(file, classes='keep')
     found = verify(config, file, converted)
     assert found.passed and found.by_config
-    assert file_settings(file.meta, 'hf')['backbone depth'] == 18
+    assert file_settings(file.meta, 'transformers')['backbone depth'] == 18
 
 
 def test_load_from_warns_of_settings_that_weights_do_not_show(tiny_job, tmp_path):

@@ -155,8 +155,8 @@ def test_official_weights_of_full_size_fit_the_configs(name):
     config.merge_from_dict({'model': rows})
     state = export(build(config).state_dict(), 'official')
     converted = to_ours(Source(state, {}, None, []), target=target)
-    assert converted.problems == []
-    assert converted.layout.variant == VARIANTS[name]
+    assert not converted.problems
+    assert converted.architecture.variant == VARIANTS[name]
     assert {k: v.shape for k, v in converted.state.items()} == {
         k: v.shape for k, v in target.items() if not k.endswith('num_batches_tracked')
     }

@@ -8,7 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-from ddetr_plugin.checkpoints import detect_layout, export
+from ddetr_plugin.checkpoints import detect_architecture, export
 from ddetr_plugin.checkpoints.names.table import module_names, translate
 from ddetr_plugin.checkpoints.parity.other_models import mmdet_model
 from ddetr_plugin.registry import MODELS
@@ -166,8 +166,8 @@ def mmdet_twin(config: ConfigDict, model: torch.nn.Module, assigner=None) -> tor
 
 def mmdet_name(name: str, model: torch.nn.Module) -> str:
     """mmdet's name of a parameter of ours."""
-    layout = detect_layout(model.state_dict(), 'ddetr_plugin')
-    return translate(name, {**module_names('mmdet', layout).theirs, 'backbone': 'backbone'})
+    architecture = detect_architecture(model.state_dict(), 'ddetr_plugin')
+    return translate(name, {**module_names('mmdet', architecture).theirs, 'backbone': 'backbone'})
 
 
 def batch(image_shapes=((64, 96), (80, 72)), gts=(3, 2), seed=0, num_classes=5):

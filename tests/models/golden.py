@@ -20,7 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ddetr_plugin.checkpoints import Layout, Source, to_ours
+from ddetr_plugin.checkpoints import Architecture, Source, to_ours
 from ddetr_plugin.checkpoints.names.table import module_names, translate
 from ddetr_plugin.registry import MODELS
 
@@ -39,7 +39,7 @@ class Golden(NamedTuple):
         samples: B samples with img_shape and ground truth.
         names: official name to ours, without aliases.
         weights: the official state dict, aliases included.
-        layout: what the converter found in it.
+        architecture: what the converter found in it.
     """
 
     record: dict
@@ -49,7 +49,7 @@ class Golden(NamedTuple):
     samples: list
     names: dict
     weights: dict
-    layout: Layout
+    architecture: Architecture
 
 
 def rnd(name, shape, seed, scale=1.0) -> torch.Tensor:
@@ -107,7 +107,7 @@ def load_golden(variant: str) -> Golden:
     converted = to_ours(source, target=model.state_dict(), classes='keep')
     assert converted.dialect == 'official'
     model.load_state_dict(converted.state, strict=True)
-    modules = module_names('official', converted.layout).ours()
+    modules = module_names('official', converted.architecture).ours()
     names = {name: translate(name, modules) for name in record['grads']}
 
     inputs = torch.zeros(len(image_shapes), 3, *batch_shape)
@@ -120,7 +120,7 @@ def load_golden(variant: str) -> Golden:
             labels=torch.from_numpy(arrays[f'gt_labels_{i}']),
         )
         samples.append(sample)
-    return Golden(record, arrays, model, inputs, samples, names, weights, converted.layout)
+    return Golden(record, arrays, model, inputs, samples, names, weights, converted.architecture)
 
 
 def _config(record, batch_shape) -> ConfigDict:

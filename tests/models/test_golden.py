@@ -112,4 +112,4 @@ def test_the_official_state_dict_comes_back_bit_for_bit(golden):
 def test_the_variant_is_recognised(golden):
     names = {'two_stage': 'two-stage', 'single_scale': 'single-scale'}
     variant = golden.record['variant']
-    assert golden.layout.variant == names.get(variant, variant)
+    assert golden.architecture.variant == names.get(variant, variant)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
-from ddetr_plugin.checkpoints import detect_layout
+from ddetr_plugin.checkpoints import detect_architecture
 from ddetr_plugin.checkpoints.names.table import module_names, translate
 
 CONFIG = 'configs/_base_/schedules/schedule_50e.py'
@@ -23,8 +23,8 @@ def recipe(request):
 
 def official_names(model):
     """Official name of every parameter that is trained, to the parameter."""
-    layout = detect_layout(model.state_dict(), 'ddetr_plugin')
-    names = module_names('official', layout)
+    architecture = detect_architecture(model.state_dict(), 'ddetr_plugin')
+    names = module_names('official', architecture)
     modules = {**names.theirs, 'backbone': names.backbone}
     return {translate(n, modules): p for n, p in model.named_parameters() if p.requires_grad}
 

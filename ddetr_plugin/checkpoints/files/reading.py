@@ -20,7 +20,7 @@ __all__ = ['Source', 'read_checkpoint', 'unwrap', 'with_config']
 # Where files keep weights, and where averages of them (EMA).
 WEIGHTS = ('state_dict', 'model', 'model_state_dict', 'module')
 AVERAGES = ('model_ema', 'ema', 'ema_model', 'ema_state', 'ema_state_dict', 'state_dict_ema')
-_OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('hf')]
+_OF_TRANSFORMERS = LEVEL_EMBED[1 + DIALECTS.index('transformers')]
 
 
 class Source(NamedTuple):
@@ -31,14 +31,14 @@ class Source(NamedTuple):
         meta: the Runner's meta data, or an empty dict; with the `args` of the official release's
             training, if the file has them.
         dilated: whether the file says that the backbone is dilated (DC5); None if it says nothing.
-        left: what else is in the file, in words.
+        not_converted: what else is in the file, in words.
         notes: what was stripped or renamed, in words.
     """
 
     state: dict[str, Tensor]
     meta: dict
     dilated: bool | None
-    left: list[str]
+    not_converted: list[str]
     notes: Sequence[str] = ()
 
 

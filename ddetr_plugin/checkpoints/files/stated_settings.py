@@ -63,7 +63,7 @@ def file_settings(meta: Mapping, dialect: str) -> dict[str, Any]:
         model); heads and points of each attention; activation, norms, positional encoding, style
         of the backbone, and how pixels are normalised, as 'encoder heads'.
     """
-    if dialect == 'hf' and isinstance(meta.get('settings'), Mapping):
+    if dialect == 'transformers' and isinstance(meta.get('settings'), Mapping):
         return config_settings.transformers_settings(meta['settings'])
     if dialect == 'official' and isinstance(meta.get('args'), Mapping):
         return config_settings.official_settings(meta['args'])

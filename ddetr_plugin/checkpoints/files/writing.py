@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ['check_destination', 'write_checkpoint']
+__all__ = ['TARGETS', 'check_destination', 'write_checkpoint']
+
+# What files are written for.
+TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'transformers')
 
 
 def check_destination(path: str | Path, dialect: str, source: str | Path | None = None) -> None:
@@ -17,22 +20,26 @@ def check_destination(path: str | Path, dialect: str, source: str | Path | None 
 
     Args:
         path: the file to write.
-        dialect: what is to read it.
+        dialect: what is to read it, one of `TARGETS`.
         source: the file or folder that the weights come from, if any.
 
     Raises:
         OSError: nothing can be written there.
         ValueError: it is a folder or a device, or the source itself, or its suffix does not fit
-            the dialect.
+            the dialect; or nothing is written for that.
     """
+    if dialect not in TARGETS:
+        raise ValueError(f'weights are written for {", ".join(TARGETS)}, not for {dialect!r}')
     path = Path(path)
     if path.is_dir():
-        example = 'model.safetensors' if dialect == 'hf' else f'{dialect}.pth'
+        example = 'model.safetensors' if dialect == 'transformers' else f'{dialect}.pth'
         raise ValueError(f'{path} is a folder; name the file to write, such as {path / example}')
     if path.exists() and not path.is_file():
         raise ValueError(f'{path} is no regular file; name a file to write')
-    if path.suffix == '.safetensors' and dialect != 'hf':
-        raise ValueError(f'.safetensors files are for --to hf only, got {path}; write a .pth file')
+    if path.suffix == '.safetensors' and dialect != 'transformers':
+        raise ValueError(
+            f'.safetensors files are for --to transformers only, got {path}; write a .pth file'
+        )
     both = source is not None and path.exists() and Path(source).exists()
     if both and (path.samefile(source) or path.parent.samefile(source)):
         raise ValueError(f'{path} belongs to the weights to convert; write to another file')
@@ -56,9 +63,9 @@ def write_checkpoint(
     """Write weights as the programs of a dialect expect them.
 
     Args:
-        path: .safetensors for 'hf' only; else any name.
+        path: .safetensors for 'transformers' only; else any name.
         state: the weights, in that dialect's names.
-        dialect: 'ddetr_plugin', 'mmdet', 'official' or 'hf'.
+        dialect: one of `TARGETS`.
         meta: goes into files of 'ddetr_plugin' and 'mmdet'; its `dilation` also into 'official'.
 
     Raises:
@@ -96,7 +103,7 @@ def _save(path: Path, state: Mapping[str, Tensor], dialect: str, meta: dict) -> 
             save_file(tensors, path, {'format': 'pt'})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-    elif dialect == 'hf':
+    elif dialect == 'transformers':
         torch.save(dict(state), path)
     elif dialect == 'official':
         said = {k: meta[k] for k in ('dilation',) if k in meta}

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.names.mmdet_2 import START as MMDET_2_START
-from ddetr_plugin.checkpoints.names.table import DIALECTS, LEVEL_EMBED, Layout
+from ddetr_plugin.checkpoints.names.table import DIALECTS, LEVEL_EMBED, Architecture
 from ddetr_plugin.checkpoints.same_bits import same_bits
 
-__all__ = ['OURS', 'detect_dialect', 'detect_layout', 'find_models']
+__all__ = ['OURS', 'detect_dialect', 'detect_architecture', 'find_models']
 
 OURS = 'ddetr_plugin'
 _MMDET_2 = 'mmdet 2.x'
@@ -20,7 +20,7 @@ _LEVEL_EMBED = {
 # Before the names of encoder and decoder, where there is anything.
 _START = {
     'official': 'transformer.',
-    'hf': 'model.',
+    'transformers': 'model.',
     'detrex': 'transformer.',
     _MMDET_2: MMDET_2_START,
 }
@@ -94,7 +94,7 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
+def detect_architecture(state: Mapping[str, Tensor], dialect: str) -> Architecture:
     """The architecture of `state`, whose names are the common ones of `dialect`.
 
     Heads that are all the same count as shared, unless the file stores them as those of a model
@@ -115,7 +115,9 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
         # Without an encoder, no embedding counts the levels.
         levels = inputs + _count(state, r'neck\.extra_convs\.(\d+)\.')
         shared = _shares_branches(state, dialect, decoder)
-        return Layout(0, decoder, levels, inputs, shared, _two_stage(state), refines=not shared)
+        return Architecture(
+            0, decoder, levels, inputs, shared, _two_stage(state), refines=not shared
+        )
     if level_embed is None or not decoder:
         raise ValueError(
             f'the checkpoint is not a Deformable DETR as {dialect} writes it: there is no '
@@ -128,13 +130,13 @@ def detect_layout(state: Mapping[str, Tensor], dialect: str) -> Layout:
             'channels); the file is damaged'
         )
     levels = len(level_embed)
-    if dialect in ('official', 'hf'):
+    if dialect in ('official', 'transformers'):
         start = '' if dialect == 'official' else 'model.'
         kernels = [state.get(f'{start}input_proj.{i}.0.weight') for i in range(levels)]
         sizes = [k.shape[-1] for k in kernels if k is not None and k.dim() == 4]
         inputs = sizes.count(1) or levels
     shared = _shares_branches(state, dialect, decoder)
-    return Layout(
+    return Architecture(
         encoder, decoder, levels, inputs or levels, shared, _two_stage(state), refines=not shared
     )
 

@@ -7,63 +7,58 @@ import torch
 from torch import Tensor
 
 from ddetr_plugin.checkpoints.class_rows.rows import with_official_rows
-from ddetr_plugin.checkpoints.names.detect import OURS, detect_layout
-from ddetr_plugin.checkpoints.names.table import Layout, module_names, translate
+from ddetr_plugin.checkpoints.names.detect import OURS, detect_architecture
+from ddetr_plugin.checkpoints.names.ours import COUNTER, is_neck_bias, neck_bias_beside
+from ddetr_plugin.checkpoints.names.table import DIALECTS, Architecture, module_names, translate
 from ddetr_plugin.checkpoints.same_bits import same_bits
 
-__all__ = ['COUNTER', 'expected_names', 'export', 'import_state', 'is_neck_bias']
+__all__ = ['export', 'import_state']
 
-COUNTER = 'num_batches_tracked'
 _QKV = re.compile(r'(.*self_attn\.)([qkv])_proj\.(weight|bias)')
-_NECK_BIAS = re.compile(r'neck\.(extra_)?convs\.\d+\.conv\.bias')
-
-
-def is_neck_bias(name: str) -> bool:
-    """Whether a parameter, by our name, is a bias before a norm in the neck (D1)."""
-    return _NECK_BIAS.fullmatch(name) is not None
 
 
 def import_state(
-    state: Mapping[str, Tensor], dialect: str, layout: Layout
+    state: Mapping[str, Tensor], dialect: str, architecture: Architecture
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Renames and fuses; class rows stay as they are.
 
     Args:
         state: in the common names of `dialect`.
         dialect: one of `DIALECTS`.
-        layout: decides which names there are.
+        architecture: decides which names there are.
 
     Returns:
-        The weights by our names, and the names that are left over.
+        The weights by our names, and the names that have no counterpart here.
 
     Raises:
         ValueError: two names of one tensor hold different numbers, or parts of one do not fit.
     """
-    if dialect == 'hf':
+    if dialect == 'transformers':
         state = _fuse_qkv(state)
-    modules = module_names(dialect, layout).ours()
-    ours, left = {}, []
+    modules = module_names(dialect, architecture).ours()
+    ours: dict[str, Tensor] = {}
+    unknown = []
     for name, tensor in state.items():
         if name.endswith(COUNTER) and dialect != 'mmdet':
             continue
         new = translate(name, modules)
         if new is None:
-            left.append(name)
+            unknown.append(name)
         elif new not in ours:
             ours[new] = tensor
         elif not same_bits(ours[new], tensor):
             raise ValueError(
                 f'{name} and another name of the same tensor hold different numbers, but a '
-                f'{layout.variant} model has one tensor there; the file was edited, or --config '
-                'is of another variant'
+                f'{architecture.variant} model has one tensor there; the file was edited, or '
+                '--config is of another variant'
             )
-    return ours, left
+    return ours, unknown
 
 
 def export(
     state: Mapping[str, Tensor],
     dialect: str,
-    layout: Layout | None = None,
+    architecture: Architecture | None = None,
     coco: bool = False,
     dropped: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -74,27 +69,29 @@ def export(
     Args:
         state: by our names.
         dialect: one of `DIALECTS`.
-        layout: of `state`; found out if None.
-        coco: the 80 class rows are COCO's: 'official' and 'hf' get their 91 rows. Rows that stand
-            for no category are those of `dropped`, else they never fire.
+        architecture: of `state`; found out if None.
+        coco: the 80 class rows are COCO's: 'official' and 'transformers' get their 91 rows. Rows
+            that stand for no category are those of `dropped`, else they never fire.
         dropped: as in `Conversion`.
 
     Raises:
-        ValueError: a tensor has no name there, or another meaning.
+        ValueError: there is no such dialect; a tensor has no name there, or another meaning.
     """
-    layout = layout or detect_layout(state, OURS)
-    if dialect != 'hf' and not layout.share_branches and not layout.refines:
+    if dialect not in DIALECTS:
+        raise ValueError(f'the dialects are {", ".join(DIALECTS)}, got {dialect!r}')
+    architecture = architecture or detect_architecture(state, OURS)
+    if dialect != 'transformers' and not architecture.share_branches and not architecture.refines:
         raise ValueError(
             f'{dialect} shares one head between all decoder layers where boxes are not refined, '
-            'the weights have one for each; only ddetr_plugin and hf can hold them'
+            'the weights have one for each; only ddetr_plugin and transformers can hold them'
         )
     state = {k: v for k, v in state.items() if dialect == 'mmdet' or not k.endswith(COUNTER)}
-    if coco and dialect in ('official', 'hf'):
+    if coco and dialect in ('official', 'transformers'):
         state = with_official_rows(state, dropped or {})
     _require_paper_queries(state)
     state = _with_their_neck_bias(state, dialect)
 
-    names = module_names(dialect, layout)
+    names = module_names(dialect, architecture)
     theirs = {**names.theirs, 'backbone': names.backbone}
     others: dict[str, list[str]] = {}
     for alias, ours in names.aliases.items():
@@ -114,7 +111,7 @@ def export(
         module, _, parameter = name.rpartition('.')
         for alias in others.get(module, ()):
             result[f'{alias}.{parameter}'] = tensor
-    return _split_qkv(result) if dialect == 'hf' else result
+    return _split_qkv(result) if dialect == 'transformers' else result
 
 
 def _parts(names: Sequence[str]) -> str:
@@ -142,8 +139,8 @@ def _with_their_neck_bias(state: Mapping[str, Tensor], dialect: str) -> dict[str
     result = {}
     for name, tensor in state.items():
         result[name] = tensor
-        bias = name.removesuffix('weight') + 'bias'
-        if is_neck_bias(bias) and bias not in state:
+        bias = neck_bias_beside(name)
+        if bias is not None and bias not in state:
             result[bias] = tensor.new_zeros(len(tensor))
     return result
 
@@ -182,19 +179,3 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = tensor
     return split
-
-
-def expected_names(layout: Layout) -> list[str]:
-    """Our parameters of a layout, the backbone's excepted."""
-    names = []
-    for module in module_names('mmdet', layout).theirs:
-        if module.endswith('level_embed'):
-            names.append(module)
-        elif module.endswith('self_attn.attn'):
-            names += [f'{module}.in_proj_weight', f'{module}.in_proj_bias']
-            names += [f'{module}.out_proj.weight', f'{module}.out_proj.bias']
-        else:
-            names.append(f'{module}.weight')
-            if not module.endswith('query_embedding'):
-                names.append(f'{module}.bias')
-    return names

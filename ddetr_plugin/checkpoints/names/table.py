@@ -12,7 +12,7 @@ from ddetr_plugin.checkpoints.same_bits import by_new_name
 __all__ = [
     'DIALECTS',
     'PARTS',
-    'Layout',
+    'Architecture',
     'Names',
     'has_transformers_resnet',
     'module_names',
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # The columns of the tables, after our own name.
-DIALECTS = ('official', 'mmdet', 'hf', 'detrex')
+DIALECTS = ('official', 'mmdet', 'transformers', 'detrex')
 
 # The parts of our detector that files of other implementations have weights for. All others, such
 # as `mask_head`, are heads for further tasks.
@@ -87,18 +87,18 @@ _HEADS = ('class_embed.{j}', 'bbox_embed.{j}.layers.{n}')
 _MMDET_HEADS = ('bbox_head.cls_branches.{j}', 'bbox_head.reg_branches.{j}.{m}')
 _DECODER_ALIAS = {
     'official': 'transformer.decoder.',
-    'hf': 'model.decoder.',
+    'transformers': 'model.decoder.',
     'detrex': 'transformer.decoder.',
 }
 BACKBONE = {
     'official': 'backbone.0.body',
     'mmdet': 'backbone',
-    'hf': 'model.backbone.conv_encoder.model',
+    'transformers': 'model.backbone.conv_encoder.model',
     'detrex': 'backbone',
 }
 
 
-class Layout(NamedTuple):
+class Architecture(NamedTuple):
     """The architecture of a checkpoint, as far as it decides names.
 
     Attributes:
@@ -132,7 +132,7 @@ class Layout(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Module names of a layout in one dialect.
+    """Module names of an architecture in one dialect.
 
     Attributes:
         theirs: our module (or parameter) to theirs.
@@ -149,21 +149,23 @@ class Names(NamedTuple):
         return {**{v: k for k, v in self.theirs.items()}, **self.aliases, self.backbone: 'backbone'}
 
 
-def module_names(dialect: str, layout: Layout) -> Names:
+def module_names(dialect: str, architecture: Architecture) -> Names:
     """The names of every module with parameters of its own, in one of `DIALECTS`."""
     column = 1 + DIALECTS.index(dialect)
     theirs = {LEVEL_EMBED[0]: LEVEL_EMBED[column]}
 
-    for row in _TWO_STAGE if layout.two_stage else _LEARNED:
+    for row in _TWO_STAGE if architecture.two_stage else _LEARNED:
         theirs[row[0]] = row[column]
-    for k in range(layout.levels):
-        kind, i = ('convs', k) if k < layout.inputs else ('extra_convs', k - layout.inputs)
+    for k in range(architecture.levels):
+        kind, i = (
+            ('convs', k) if k < architecture.inputs else ('extra_convs', k - architecture.inputs)
+        )
         for row in _LEVEL:
             names = [row[c].format(kind=kind, i=i, k=k) for c in (0, column)]
             theirs[names[0]] = names[1]
     for coder, count, rows in (
-        ('encoder', layout.encoder_layers, _ENCODER),
-        ('decoder', layout.decoder_layers, _DECODER),
+        ('encoder', architecture.encoder_layers, _ENCODER),
+        ('decoder', architecture.decoder_layers, _DECODER),
     ):
         for i in range(count):
             ours, other = (
@@ -175,10 +177,10 @@ def module_names(dialect: str, layout: Layout) -> Names:
                     theirs[ours + row[0] + part] = other + row[column] + part
 
     aliases = {}
-    heads = [('bbox_head.{kind}_branches.' + str(0 if layout.share_branches else j), j)
-             for j in range(layout.decoder_layers)]  # fmt: skip
-    if layout.two_stage:
-        heads.append(('query_head.{kind}_branch', layout.decoder_layers))
+    heads = [('bbox_head.{kind}_branches.' + str(0 if architecture.share_branches else j), j)
+             for j in range(architecture.decoder_layers)]  # fmt: skip
+    if architecture.two_stage:
+        heads.append(('query_head.{kind}_branch', architecture.decoder_layers))
     their_cls, their_reg = _MMDET_HEADS if dialect == 'mmdet' else _HEADS
     for head, j in heads:
         cls = [(head.format(kind='cls'), their_cls.format(j=j))]
@@ -193,7 +195,7 @@ def module_names(dialect: str, layout: Layout) -> Names:
                 theirs[ours] = other
         # The decoder refers to the heads that it needs, and saves them a second time.
         prefix = _DECODER_ALIAS.get(dialect)
-        second = (cls if layout.two_stage else []) + (reg if layout.refines else [])
+        second = (cls if architecture.two_stage else []) + (reg if architecture.refines else [])
         if prefix:
             aliases.update((prefix + other, ours) for ours, other in second)
 
@@ -214,7 +216,7 @@ def translate(name: str, modules: Mapping[str, str]) -> str | None:
 
 # Releases of one library call some modules differently; the table has the older names.
 _RENAMED = {
-    'hf': (
+    'transformers': (
         (r'^model\.backbone\.model\.', 'model.backbone.conv_encoder.model.'),
         (r'(^model\.backbone\.conv_encoder\.model\.)_backbone\.', r'\1'),
         (r'(layers\.\d+)\.mlp\.fc', r'\1.fc'),
@@ -232,8 +234,8 @@ def with_common_names(state: Mapping[str, Tensor], dialect: str) -> dict[str, Te
         ValueError: two names are one in the table, but their tensors differ.
     """
     renamed = []
-    prefix = BACKBONE['hf'] + '.'
-    native = transformers_resnet() if dialect == 'hf' else {}
+    prefix = BACKBONE['transformers'] + '.'
+    native = transformers_resnet() if dialect == 'transformers' else {}
     for old, tensor in state.items():
         name = old
         for pattern, replacement in _RENAMED.get(dialect, ()):
@@ -251,7 +253,7 @@ def has_transformers_resnet(state: Mapping[str, Tensor]) -> bool:
 
 def with_transformers_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse, for the backbone: transformers' own ResNet instead of timm's names."""
-    prefix = BACKBONE['hf'] + '.'
+    prefix = BACKBONE['transformers'] + '.'
     native = {v: k for k, v in transformers_resnet().items()}
     return {
         prefix + (translate(name.removeprefix(prefix), native) or '') if name.startswith(prefix)

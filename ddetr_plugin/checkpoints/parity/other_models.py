@@ -173,7 +173,7 @@ def transformers_model(config: Mapping, state: Mapping[str, Tensor] | None = Non
     )
     if state is None:
         return DeformableDetrForObjectDetection(sizes)
-    return transformers_with(sizes, with_common_names(state, 'hf'))
+    return transformers_with(sizes, with_common_names(state, 'transformers'))
 
 
 def _transformers_backbone(backbone: Mapping) -> Any:

@@ -50,7 +50,7 @@ def source_model(state: Mapping[str, Tensor], meta: Mapping, dialect: str) -> nn
     Args:
         state: the weights, by the names of the dialect.
         meta: of a `Source`, where `file_settings` finds the config.
-        dialect: 'mmdet' or 'hf'.
+        dialect: 'mmdet' or 'transformers'.
 
     Returns:
         None if the file brings no config.
@@ -61,7 +61,7 @@ def source_model(state: Mapping[str, Tensor], meta: Mapping, dialect: str) -> nn
             fit the weights.
     """
     state = with_common_names(state, dialect)
-    if dialect == 'hf':
+    if dialect == 'transformers':
         settings = meta.get('settings')
         return _transformers(settings, state) if settings else None
     model = model_of_config(meta['cfg']) if isinstance(meta.get('cfg'), str) else {}

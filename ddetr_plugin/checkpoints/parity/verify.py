@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddetr_plugin.checkpoints.convert import Conversion
 from ddetr_plugin.checkpoints.files.reading import Source
 from ddetr_plugin.checkpoints.names.table import module_names, translate, with_common_names
 from ddetr_plugin.checkpoints.parity.first_difference import first_difference
@@ -20,6 +19,7 @@ from ddetr_plugin.checkpoints.parity.other_models import (
     with_rows,
 )
 from ddetr_plugin.checkpoints.parity.source_models import source_model
+from ddetr_plugin.checkpoints.record import Conversion
 
 __all__ = ['TOLERANCE', 'Verification', 'build_ours', 'verify']
 
@@ -98,7 +98,7 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
         ValueError: the library has no such model, the file's own config is of another model than
             the weights, or the two models do not predict equally many boxes.
     """
-    if conversion.dialect not in ('mmdet', 'hf'):
+    if conversion.dialect not in ('mmdet', 'transformers'):
         return None
     other = source_model(source.state, source.meta, conversion.dialect)
     by_config = other is not None
@@ -113,7 +113,7 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
             f'the models predict logits {tuple(logits.shape)} with --config and '
             f'{tuple(other_logits.shape)} by the file, expected as many; set num_queries'
         )
-    two_stage = conversion.layout.two_stage
+    two_stage = conversion.architecture.two_stage
     other_logits, other_boxes = _ordered(logits, boxes, other_logits, other_boxes, two_stage)
     differences = (logits - other_logits).abs(), (boxes - other_boxes).abs()
     largest = [difference.max().item() for difference in differences]
@@ -158,7 +158,7 @@ def _as_ours(config: Mapping, source: Source, dialect: str) -> nn.Module:
     # transformers may save a head under the name that the decoder has for it, and only there.
     bias = next(t for name, t in state.items() if name.endswith(f'{heads}.0.bias'))
     theirs = with_rows(config, len(bias))
-    if dialect == 'hf':
+    if dialect == 'transformers':
         return transformers_model(theirs, state)
     theirs['neck']['bias'] = 'neck.convs.0.conv.bias' in state
     from mmengine.registry import DefaultScope
@@ -198,7 +198,7 @@ def _place(difference: Tensor, one: Tensor, other: Tensor, of_logits: bool) -> s
 
 def _counterparts(conversion: Conversion, other: nn.Module) -> dict[str, str]:
     """Names of our modules to those of the other library's model."""
-    ours = module_names(conversion.dialect, conversion.layout).ours()
+    ours = module_names(conversion.dialect, conversion.architecture).ours()
     leaves = [name for name, module in other.named_modules() if not any(module.children())]
     # The table has names as older releases write them into files.
     common = with_common_names(
