@@ -36,7 +36,7 @@ def area_of(annotation: dict, box: list, size: tuple) -> float:
         rle = _encoded(segmentation)
         if rle is not None:
             return float(coco_mask.area(rle))
-    elif _points(segmentation) is not None:
+    elif isinstance(segmentation, list) and _points(segmentation) is not None:
         polygons = [p for p in segmentation if len(p) >= 6]
         width, height = (int(side) for side in size)
         rles = coco_mask.frPyObjects(polygons, height, width)
