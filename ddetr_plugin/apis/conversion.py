@@ -64,7 +64,6 @@ def convert(
     """
     if to not in TARGETS:
         raise ValueError(f'weights are written for {", ".join(TARGETS)}, not for {to!r}')
-    destination, source = os.fspath(destination), os.fspath(source)
     check_destination(destination, to, source)
     if verify and config is None:
         raise ValueError(
@@ -123,7 +122,7 @@ def _model_of(
 
 
 def _write(
-    destination: str,
+    destination: str | os.PathLike,
     to: str,
     source: bridge.Source,
     converted: bridge.Conversion,

@@ -12,7 +12,9 @@ from torch import Tensor
 __all__ = ['check_destination', 'write_checkpoint']
 
 
-def check_destination(path: str | Path, dialect: str, source: str | Path | None = None) -> None:
+def check_destination(
+    path: str | os.PathLike, dialect: str, source: str | os.PathLike | None = None
+) -> None:
     """Refuse a file that cannot be written, or must not, before anything is converted.
 
     Args:
@@ -34,7 +36,7 @@ def check_destination(path: str | Path, dialect: str, source: str | Path | None 
     if path.suffix == '.safetensors' and dialect != 'hf':
         raise ValueError(f'.safetensors files are for --to hf only, got {path}; write a .pth file')
     both = source is not None and path.exists() and Path(source).exists()
-    if both and (path.samefile(source) or path.parent.samefile(source)):
+    if both and (path.samefile(str(source)) or path.parent.samefile(str(source))):
         raise ValueError(f'{path} belongs to the weights to convert; write to another file')
     _require_writable(path)
 
@@ -51,7 +53,7 @@ def _require_writable(path: Path) -> None:
 
 
 def write_checkpoint(
-    path: str | Path, state: Mapping[str, Tensor], dialect: str, meta: dict
+    path: str | os.PathLike, state: Mapping[str, Tensor], dialect: str, meta: dict
 ) -> None:
     """Write weights as the programs of a dialect expect them.
 
