@@ -59,10 +59,10 @@ def _points(segmentation) -> np.ndarray | None:
 def _keypoints(keypoints) -> np.ndarray | None:
     """(N, 2) of those that are labelled."""
     try:
-        points = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
+        stated = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
     except (TypeError, ValueError):
         return None
-    points = points[points[:, 2] > 0, :2]
+    points = stated[stated[:, 2] > 0, :2]
     return points if len(points) and np.isfinite(points).all() else None
 
 
