@@ -109,9 +109,11 @@ sanitize: setup ## run the op's tests under AddressSanitizer and UndefinedBehavi
 soak: setup ## train for SOAK_MINUTES (60), predict a thousand times, fail if memory grows
 	$(PY) -m benchmarks.long_runs.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
-lint: $(STAMPS)/build-requirements ## check style and formatting
+# mypy reads the types of the packages that the code imports.
+lint: $(STAMPS)/requirements ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 # It reads the sources and imports none of them. Strict: a broken link or reference ends it.
 docs: $(STAMPS)/docs-requirements ## build the documentation as a site, in build/site
@@ -122,7 +124,7 @@ bench: setup ## measure the op; see benchmarks/ for the rest
 	$(PY) -m benchmarks.op $(ARGS)
 
 clean: ## remove what was built, but neither .venv nor results
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(STAMPS)/package
 	find ddetr_plugin -name '*.so' -delete -o -name '*.build.json' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -1,6 +1,7 @@
 """Where the configs that come with this package lie, and how they are found by name."""
 
 import difflib
+import os
 from pathlib import Path
 
 __all__ = ['PREFIX', 'config_files', 'find_config', 'index_folder']
@@ -40,7 +41,7 @@ def config_files() -> dict[str, Path]:
     }
 
 
-def find_config(name_or_path: str | Path) -> Path:
+def find_config(name_or_path: str | os.PathLike) -> Path:
     """The file of a config.
 
     Args:
@@ -48,7 +49,7 @@ def find_config(name_or_path: str | Path) -> Path:
             '.py', such as 'deformable-detr_r50_16xb2-50e_coco'; or its path below `configs/`, such
             as 'detr/detr_r50_16xb4-500e_coco.py'. With the prefix 'ddetr_plugin::' only the
             package is searched, as by mmengine in a config's `_base_`, parts included:
-            'ddetr_plugin::_base_/models/detr_r50.py'.
+            `ddetr_plugin::_base_/models/detr_r50.py`.
 
     Raises:
         FileNotFoundError: there is no such config; the message names similar ones.

@@ -31,14 +31,15 @@ def with_num_levels(config: Mapping) -> dict:
 
 
 def _complete(value: Any, num_levels: int) -> Any:
+    kind = type(value)
     if isinstance(value, list | tuple):
-        return type(value)(_complete(item, num_levels) for item in value)
+        return kind(_complete(item, num_levels) for item in value)
     if not isinstance(value, Mapping):
         return value
     completed = {key: _complete(item, num_levels) for key, item in value.items()}
     if 'num_levels' not in completed and _takes_num_levels(value):
         completed['num_levels'] = num_levels
-    return type(value)(completed)
+    return kind(completed)
 
 
 def _takes_num_levels(config: Mapping) -> bool:

@@ -6,6 +6,7 @@ or is the class itself (as such a config is in memory).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 __all__ = ['has_type', 'type_class', 'type_name']
 
@@ -24,7 +25,7 @@ def has_type(config: Mapping, *names: str) -> bool:
     return type_name(config) in names
 
 
-def type_class(config: Mapping, registry) -> type | None:
+def type_class(config: Mapping, registry) -> type[Any] | None:
     """The class of a config's type; None if the mmengine `registry` does not know its name."""
     kind = config.get('type')
     return registry.get(kind) if isinstance(kind, str) else kind

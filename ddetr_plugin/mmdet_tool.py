@@ -21,9 +21,13 @@ def mmdet_tools() -> dict[str, Path]:
     """The scripts that the installed mmdet brings along, by name, such as 'analyze_results'.
 
     Raises:
+        ModuleNotFoundError: mmdet is not installed.
         FileNotFoundError: it has none, as where mmdet runs from a checkout; give their paths.
     """
-    folder = Path(find_spec('mmdet').origin).parent / '.mim' / 'tools'
+    spec = find_spec('mmdet')
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError('mmdet is not installed: pip install mmdet==3.3.0')
+    folder = Path(spec.origin).parent / '.mim' / 'tools'
     tools = {path.stem: path for path in sorted(folder.rglob('*.py'), reverse=True)}
     if not tools:
         raise FileNotFoundError(f'there are no tools of mmdet in {folder}; give the path of one')

@@ -1,7 +1,7 @@
 """A progress bar with rate and time left, where somebody is looking: on a terminal."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 __all__ = ['track']
@@ -37,7 +37,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         def render(self, task):
             return Text('' if task.speed is None else f'{task.speed:.3g}/s')
 
-    if total is None and hasattr(items, '__len__'):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     columns = (
         TextColumn('{task.description}'),

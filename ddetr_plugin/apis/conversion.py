@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from torch import nn
@@ -73,17 +74,17 @@ def convert(
     converted = bridge.to_ours(
         read,
         dialect,
-        built and built.state_dict(),
+        None if built is None else built.state_dict(),
         classes,
         target_classes,
         allow_missing,
-        built and our_settings(built).get('with_box_refine'),
+        None if built is None else our_settings(built).get('with_box_refine'),
     )
     lines = bridge.describe(converted, read)
     if built is None:
         lines += bridge.settings_to_match(read, converted.dialect)
     else:
-        lines += bridge.dilation_mismatch(read, converted.dialect, built.backbone)
+        lines += bridge.dilation_mismatch(read, converted.dialect, built.get_submodule('backbone'))
         others = bridge.settings_mismatch(read, converted.dialect, built)
         if others and verify:
             said = others[0].removeprefix('warning: ')
@@ -163,7 +164,7 @@ def _write(
         # For whoever loads the new file: weights do not show them.
         'settings': file_settings(source.meta, converted.dialect),
     }
-    meta = {'conversion': conversion}
+    meta: dict[str, Any] = {'conversion': conversion}
     if source.dilated is not None:
         meta['dilation'] = source.dilated
     classes = converted.classes or named_classes(source.meta)

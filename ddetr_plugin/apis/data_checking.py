@@ -68,17 +68,17 @@ def check_data(
         raise ValueError('name a folder, a config, or both')
     if folder is None and write is not None:
         raise ValueError('there is nothing to write without a folder to read')
-    config = load_config(config) if config is not None else Config()
+    loaded = load_config(config) if config is not None else Config()
     if folder is None:
-        return DataReport(check_config(config, decode=True), None, has_checked_data(config))
+        return DataReport(check_config(loaded, decode=True), None, has_checked_data(loaded))
     data = read_data(folder, keep_super_classes, boxes)
     if write is not None:
         data = data.place(Path(write))
         data.write(Path(write))
-    findings = check_folder_data(data, config_scales(config) or SCALES)
-    classes = dataset_classes(config)
+    findings = check_folder_data(data, config_scales(loaded) or SCALES)
+    classes = dataset_classes(loaded)
     for split in (data.train, data.val):
         if split is not None and classes is not None:
             findings += check_class_names(split, classes)
-    findings += check_model(config.get('model') or {}, data.train, data.val)
+    findings += check_model(loaded.get('model') or {}, data.train, data.val)
     return DataReport(findings, data, True)

@@ -43,8 +43,8 @@ def draw_clutter(rng: np.random.Generator) -> np.ndarray:
     )
     grains = int(rng.integers(8, 40))
     noise = rng.normal(0, 1, (grains, grains, 3)).astype(np.float32)
-    noise = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
-    picture = np.clip(picture + noise * rng.uniform(10, 40), 0, 255).astype(np.uint8)
+    blotches = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    picture = np.clip(picture + blotches * rng.uniform(10, 40), 0, 255).astype(np.uint8)
     picture = np.ascontiguousarray(picture)
     for _ in range(rng.integers(4, 16)):
         colour = [int(c) for c in rng.integers(0, 256, 3)]
@@ -112,7 +112,8 @@ def compose_scene(
     """
     picture = draw_clutter(rng)
     count = 0 if rng.random() < EMPTY else int(rng.integers(1, MAX_DIGITS + 1))
-    boxes, digits = [], []
+    boxes: list[tuple[int, int, int, int]] = []
+    digits: list[int] = []
     for index in rng.integers(0, len(scans), count):
         placed = place_digit(rng, scans[index], boxes)
         if placed is None:
@@ -134,7 +135,8 @@ def write_split(
     folder: Path, split: str, count: int, seed: int, scans: np.ndarray, labels: np.ndarray
 ) -> None:
     """Writes `count` scenes and their annotations under `folder`."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number in track(range(count), f'Making scenes ({split})'):
         # A generator per scene: the n-th scene does not depend on how many there are.
         rng = np.random.default_rng([seed, split == 'val', number])

@@ -84,9 +84,14 @@ class Detections:
         """Some of the detections: a slice, a mask (n,) bool or indices."""
         if isinstance(chosen, (int, np.integer)):
             chosen = [chosen]
-        parts = ('boxes', 'scores', 'labels', 'queries', 'masks')
-        values = {name: getattr(self, name) for name in parts}
-        return replace(self, **{k: v if v is None else v[chosen] for k, v in values.items()})
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            scores=self.scores[chosen],
+            labels=self.labels[chosen],
+            queries=None if self.queries is None else self.queries[chosen],
+            masks=None if self.masks is None else self.masks[chosen],
+        )
 
     def clipped(self) -> 'Detections':
         """The same with boxes that end at the border of the image, those outside left out."""

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 
 from ddetr_plugin.apis.config_reading import load_config, require_checkpoint
@@ -80,7 +82,7 @@ class Detector:
 
     @classmethod
     def from_model(
-        cls, model: torch.nn.Module, config: Config, classes: Sequence[str] | None = None
+        cls, model: BaseModel, config: Config, classes: Sequence[str] | None = None
     ) -> 'Detector':
         """A detector of a model that is in memory, such as a Runner's; it is put in evaluation.
 
@@ -93,7 +95,7 @@ class Detector:
         detector._set(model.eval(), config, classes or class_names({}, config))
         return detector
 
-    def _set(self, model: torch.nn.Module, config: Config, classes: Sequence[str]) -> None:
+    def _set(self, model: BaseModel, config: Config, classes: Sequence[str]) -> None:
         self.model = model
         self.classes = tuple(classes)
         self.category_ids = category_ids(config, classes)
@@ -177,7 +179,7 @@ class Detector:
         )
         if settings.tiles is not None:
             for job in jobs:
-                yield self._detect_in_tiles(job, settings)
+                yield self._detect_in_tiles(job, settings, settings.tiles)
             return
         for batch in batched(jobs, settings.batch_size):
             yield from self._detect_batch(batch, settings)
@@ -190,25 +192,28 @@ class Detector:
         try:
             if isinstance(source.image, UnreadableImageError):
                 raise source.image
-            from_file = isinstance(source.image, os.PathLike)
-            if from_file and settings.tiles is None:
-                loaded = self._pipeline.load(source.image, index)
+            path = source.image if isinstance(source.image, Path) else None
+            if path is not None and settings.tiles is None:
+                loaded = self._pipeline.load(path, index)
             else:
-                pixels = self._pipeline.read(source.image) if from_file else pixels_of(source.image)
+                if isinstance(source.image, Path):
+                    pixels = self._pipeline.read(source.image)
+                else:
+                    pixels = pixels_of(source.image)
                 loaded = self._pipeline.take(pixels, index)
             record = replace(record, size=loaded.size)
             if settings.tiles is None:
                 packed, pixels = self._pipeline.prepare(loaded), None
             if settings.keep_images:
-                path = source.image if from_file else None
                 record = replace(record, image=viewable(loaded.pixels, loaded.size, path))
         except IMAGE_ERRORS as error:
             return _Job(replace(record, error=describe_error(error)))
         return _Job(record, packed, pixels)
 
     def _detect_batch(self, jobs: list[_Job], settings: PredictionSettings) -> Iterator[Detections]:
-        good = [job for job in jobs if job.packed is not None]
-        found = iter(self._run([job.packed for job in good], [job.record.title for job in good]))
+        packed = [job.packed for job in jobs if job.packed is not None]
+        titles = [job.record.title for job in jobs if job.packed is not None]
+        found = iter(self._run(packed, titles))
         for job in jobs:
             if job.packed is None:
                 yield job.record
@@ -219,12 +224,13 @@ class Detector:
             else:
                 yield fill_in(job.record, settings.choose(instances), settings)
 
-    def _detect_in_tiles(self, job: _Job, settings: PredictionSettings) -> Detections:
-        if job.pixels is None:
+    def _detect_in_tiles(self, job: _Job, settings: PredictionSettings, side: int) -> Detections:
+        pixels = job.pixels
+        if pixels is None:
             return job.record
-        tiles = make_tiles(job.record.size, settings.tiles, settings.overlap)
+        tiles = make_tiles(job.record.size, side, settings.overlap)
         prepared = read_ahead(
-            lambda tile: self._pipeline.prepare(self._pipeline.take(tile.of(job.pixels))),
+            lambda tile: self._pipeline.prepare(self._pipeline.take(tile.of(pixels))),
             tiles,
             settings.num_workers,
             settings.num_workers,

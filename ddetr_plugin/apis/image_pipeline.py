@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
@@ -123,8 +123,8 @@ class PredictionPipeline:
             )
         if pixels.ndim not in (2, 3) or 0 in pixels.shape:
             raise TypeError(f'an image is an array (H, W, channels), got {pixels.shape}')
-        size = pixels.shape[:2]
-        data = dict(img_path=None, img_id=image_id, instances=[], img=pixels)
+        size = (pixels.shape[0], pixels.shape[1])
+        data: dict[str, Any] = dict(img_path=None, img_id=image_id, instances=[], img=pixels)
         data.update(img_shape=size, ori_shape=size)
         step = self.steps[self._loader]
         if getattr(getattr(step, 'load', step), 'to_float32', False):
@@ -157,8 +157,8 @@ class PredictionPipeline:
                 raise UnreadableImageError(f'{type(step).__name__} gave nothing for it')
             if data.get('img') is not None:
                 pixels = data['img']
-                size = tuple(int(side) for side in data.get('ori_shape', pixels.shape)[:2])
-                return LoadedImage(data, number, pixels, size)
+                height, width = (int(n) for n in data.get('ori_shape', pixels.shape)[:2])
+                return LoadedImage(data, number, pixels, (height, width))
         raise UnreadableImageError('no transform of the test pipeline loads it')
 
 

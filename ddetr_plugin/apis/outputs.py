@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +42,13 @@ class CocoOutput:
     def add(self, name: str, found: Detections) -> None:
         images, annotations = self._content['images'], self._content['annotations']
         height, width = found.size
-        image = dict(id=len(images) + 1, file_name=name, width=width, height=height)
+        image_id = len(images) + 1
+        image = dict(id=image_id, file_name=name, width=width, height=height)
         if found.frame is not None:
             video = self._videos.setdefault(str(found.source), len(self._videos) + 1)
             image.update(video_id=video, frame_id=found.frame)
         images.append(image)
-        for row in found.to_coco(image['id'], self._category_ids):
+        for row in found.to_coco(image_id, self._category_ids):
             annotations.append(dict(id=len(annotations) + 1, **row))
 
     def close(self) -> None:
@@ -113,7 +114,9 @@ class CsvOutput:
             csv.writer(file).writerows(self._rows)
 
 
-FORMATS = dict(coco=CocoOutput, yolo=YoloOutput, csv=CsvOutput)
+FORMATS: dict[str, Callable[[Path, Sequence[str], Sequence[int]], Output]] = dict(
+    coco=CocoOutput, yolo=YoloOutput, csv=CsvOutput
+)
 
 
 def open_outputs(

@@ -81,8 +81,8 @@ def find_data(
             'There are no validation annotations (annotations/instances_val.json): a fifth of '
             'the training pictures is held out instead'
         )
-    log(describe(data.train))
-    log(describe(data.val))
+    for split in data.both():
+        log(describe(split))
     return data
 
 

@@ -107,27 +107,27 @@ def prepare_own_training(
     folder = DEMO_DATA if data is None else Path(data)
     name = folder.resolve().name + ('-amp' if amp else '')
     work_dir = Path(work_dir or Path('work_dirs') / name)
-    config = config or (DEMO_CONFIG if data is None else CUSTOM_CONFIG)
-    config = read_config(config, overrides, work_dir, iters)
-    set_precision(config, amp)
+    source = config or (DEMO_CONFIG if data is None else CUSTOM_CONFIG)
+    loaded = read_config(source, overrides, work_dir, iters)
+    set_precision(loaded, amp)
     if data is None and make_demo_data(folder):
         log(f'Made the scenes in {folder}')
-    found = find_data(folder, config_scales(config), keep_super_classes, boxes, log)
+    found = find_data(folder, config_scales(loaded), keep_super_classes, boxes, log)
     lock_work_dir(work_dir)
-    described = describe_data(found.train, found.val)
+    described = describe_data(*found.both())
     # The user's folder is left alone.
     found = found.place(work_dir)
-    train, val = found.train, found.val
-    fill_in(config, train, val)
+    train, val = found.both()
+    fill_in(loaded, train, val)
     # Once more: what is said explicitly goes before what was filled in.
-    config.merge_from_dict(dict(overrides or {}))
-    for line in describe_findings(check_model(config.model, train, val)):
+    loaded.merge_from_dict(dict(overrides or {}))
+    for line in describe_findings(check_model(loaded.model, train, val)):
         log(line)
-    add_clock(config)
-    check_same_training(work_dir, dict(described, **describe_settings(config, train)))
+    add_clock(loaded)
+    check_same_training(work_dir, dict(described, **describe_settings(loaded, train)))
     found.write(work_dir)
     log(f'What is trained on and what is validated on: {train.ann_file}, {val.ann_file}')
-    return OwnTraining(config, work_dir, val)
+    return OwnTraining(loaded, work_dir, val)
 
 
 def run_own_training(training: OwnTraining, log: Callable[[str], None] = print) -> dict:

@@ -153,17 +153,17 @@ class _Drawings:
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         number = len(found.clipped())
-        if found.frame is None:
+        if found.frame is None or found.source is None:
             self.close()
             scale = max(1, -(-MIN_WIDTH // found.size[1]))
             if not cv2.imwrite(str(target), found.draw(scale=scale)):
                 raise OSError(f'{target} cannot be written; is the disk full?')
             self._log(f'{found.title}: {number} objects')
             return
-        if found.source != self._source:
+        if self._writer is None or found.source != self._source:
             self.close()
             self._source = found.source
-            self._writer = VideoWriter(target, video_info(self._source).fps)
+            self._writer = VideoWriter(target, video_info(found.source).fps)
         self._writer.write(found.draw())
         self._frames += 1
         self._objects += number

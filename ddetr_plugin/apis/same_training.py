@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -38,7 +39,7 @@ class OtherTrainingError(ValueError):
 
 def describe_data(train: Split, val: Split) -> dict:
     """What a training is on, for `check_same_training`."""
-    described = dict(classes=class_names(train))
+    described: dict[str, Any] = dict(classes=class_names(train))
     for name, split in (('training', train), ('validation', val)):
         content = json.dumps(split.content, sort_keys=True).encode()
         described[f'{name} data'] = dict(
@@ -63,7 +64,7 @@ def describe_settings(config: Config, train: Split) -> dict:
 def find_differences(before, now, name: str = '') -> list[str]:
     """Lines that name the values which are not the same in two nested dicts and lists."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
+        keys: Sequence = sorted(before.keys() | now.keys())
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         keys = range(len(now))
         before, now = dict(enumerate(before)), dict(enumerate(now))

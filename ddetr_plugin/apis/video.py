@@ -113,7 +113,7 @@ class VideoWriter:
         """
         if self._writer is None:
             self._size = frame.shape[1], frame.shape[0]
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self.path), code, self.fps, self._size)
             if not self._writer.isOpened():
                 raise OSError(f'{self.path} cannot be written; is the disk full?')

@@ -42,11 +42,10 @@ def vit_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {name.removeprefix('vit.'): tensor for name, tensor in state.items()}
     weights = {_ours(n): t for n, t in state.items() if not _HEADS.match(n)}
     for name in [name for name in weights if '.attn.q.' in name]:
-        parts = [weights.get(name.replace('.attn.q.', f'.attn.{part}.')) for part in 'qkv']
-        if all(part is not None for part in parts):
+        names = [name.replace('.attn.q.', f'.attn.{part}.') for part in 'qkv']
+        if all(part in weights for part in names):
+            parts = [weights.pop(part) for part in names]
             weights[name.replace('.attn.q.', '.attn.qkv.')] = torch.cat(parts)
-            for part in 'qkv':
-                del weights[name.replace('.attn.q.', f'.attn.{part}.')]
     return weights
 
 

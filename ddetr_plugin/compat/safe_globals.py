@@ -8,7 +8,9 @@ line. This module allows exactly these.
 """
 
 import argparse
+from collections.abc import Callable
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +47,14 @@ def allow_runner_checkpoints():
     with either. Calling it again changes nothing.
     """
     # __reduce__ names the rebuilding functions without importing numpy's private modules.
-    rebuild_array = np.empty(0).__reduce__()[0]
-    rebuild_scalar = np.float64(0).__reduce__()[0]
+    rebuild_array: Any = np.empty(0).__reduce__()[0]
+    rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     types = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in DTYPES)]
     # Pairs with names, not bare types: leaving torch.serialization.safe_globals([HistoryBuffer]),
     # which other code may use, would take a bare HistoryBuffer off the list again.
-    allowed = [(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in types]
+    allowed: list[Callable | tuple[Callable, str]] = [
+        (kind, f'{kind.__module__}.{kind.__qualname__}') for kind in types
+    ]
     allowed.append((_history_statistic, 'builtins.getattr'))
     for core in ('numpy.core', 'numpy._core'):
         allowed.append((rebuild_array, f'{core}.multiarray._reconstruct'))

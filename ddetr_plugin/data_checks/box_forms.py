@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import islice
+from typing import TypeGuard
 
 __all__ = ['BOX_FORMS', 'NUMBER', 'CornerEvidence', 'is_box', 'normalised_form', 'to_pixels']
 
@@ -21,7 +22,7 @@ BOX_FORMS: dict[str, Callable] = {
 }
 
 
-def is_box(box) -> bool:
+def is_box(box) -> TypeGuard[list[float]]:
     """Whether it is a list of four finite numbers."""
     return (
         isinstance(box, list)

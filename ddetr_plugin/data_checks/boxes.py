@@ -125,7 +125,7 @@ def _check_box(
             f'{image["file_name"]}, has no number for {", ".join(missing)}',
             'pycocotools needs both: area = width * height, iscrowd = 0',
         )
-        area = 1 if 'area' in missing else area
+        area = area if isinstance(area, NUMBER) else 1
     if not math.isfinite(area):
         report(
             'error' if scored else 'warning',

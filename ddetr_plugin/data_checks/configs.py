@@ -1,7 +1,8 @@
 """The data sets of a config, checked before it is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from ddetr_plugin.config_types import type_class, type_name
 from ddetr_plugin.data_checks.capacity import check_capacity
@@ -91,7 +92,7 @@ def has_checked_data(config: Mapping) -> bool:
     return any(True for name in CHECKED_LOADERS for _ in _coco_datasets(config.get(name)))
 
 
-def box_datasets(config: Mapping) -> Iterator[tuple[Mapping, Path, Path]]:
+def box_datasets(config: Mapping) -> Iterator[tuple[MutableMapping, Path, Path]]:
     """(config, annotation file, folder of images) of the datasets of boxes on a local disk.
 
     Of all loaders; those that mmdet's CocoDataset reads, wrapped ones too.
@@ -131,15 +132,17 @@ def _num_things(dataset: Mapping, model: Mapping) -> dict[int, str]:
 
 def _coco_datasets(
     loader: Mapping | None,
-) -> Iterator[tuple[Mapping, tuple[str, ...] | None, bool]]:
+) -> Iterator[tuple[MutableMapping, tuple[str, ...] | None, bool]]:
     """The configs of datasets in COCO format on a local disk.
 
     Each with its class names, and whether its format is the panoptic one.
     """
     from mmdet.datasets import CocoPanopticDataset
 
-    for dataset in filter(_is_checked, base_dataset_configs((loader or {}).get('dataset'))):
-        kind = _type_of(dataset)
+    for dataset in base_dataset_configs((loader or {}).get('dataset')):
+        kind = _checked_type(dataset)
+        if kind is None:
+            continue
         classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
         yield dataset, class_names(classes), _reads_as(kind, CocoPanopticDataset)
 
@@ -149,23 +152,18 @@ def _other_datasets(loader: Mapping | None) -> Iterator[Mapping]:
     return (
         dataset
         for dataset in base_dataset_configs((loader or {}).get('dataset'))
-        if not _is_checked(dataset)
+        if _checked_type(dataset) is None
     )
 
 
-def _type_of(dataset: Mapping) -> type | None:
+def _checked_type(dataset: Mapping) -> type[Any] | None:
+    """The type of a dataset that is looked at; None of others."""
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
     from mmdet.registry import DATASETS
 
-    return type_class(dataset, DATASETS)
-
-
-def _is_checked(dataset: Mapping) -> bool:
-    from mmdet.datasets import CocoDataset, CocoPanopticDataset
-
-    kind = _type_of(dataset)
-    return _is_local(dataset) and any(
-        _reads_as(kind, coco) for coco in (CocoDataset, CocoPanopticDataset)
-    )
+    kind = type_class(dataset, DATASETS)
+    read = any(_reads_as(kind, coco) for coco in (CocoDataset, CocoPanopticDataset))
+    return kind if read and _is_local(dataset) else None
 
 
 def _reads_as(kind, coco: type) -> bool:
@@ -174,8 +172,7 @@ def _reads_as(kind, coco: type) -> bool:
     return (
         isinstance(kind, type)
         and issubclass(kind, coco)
-        and kind.COCOAPI is coco.COCOAPI
-        and kind.load_data_list is coco.load_data_list
+        and all(getattr(kind, n) is getattr(coco, n) for n in ('COCOAPI', 'load_data_list'))
     )
 
 

@@ -45,8 +45,9 @@ def is_scored(annotation: dict) -> bool:
     if isinstance(area, NUMBER) and area <= 0:
         return False
     box = annotation.get('bbox')
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, NUMBER) for v in box)
-    return numbers and box[2] > 0 and box[3] > 0
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(isinstance(v, NUMBER) for v in box) and box[2] > 0 and box[3] > 0
 
 
 def check_ids(content: dict, keys: Iterable[str], report: Report) -> None:

@@ -62,7 +62,8 @@ def _check_things(
     """
     findings: list[Finding] = []
     report = reporter(file, findings)
-    named, others = [], []
+    named: list[dict] = []
+    others: list[dict] = []
     for category in content['categories']:
         known = classes is None or category['name'] in classes
         (named if known else others).append(category)

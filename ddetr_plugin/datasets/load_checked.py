@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from ddetr_plugin.datasets.image_files import missing_end
 from ddetr_plugin.registry import TRANSFORMS
 
-__all__ = ['BrokenPictureError', 'LoadImageChecked']
+__all__ = ['BrokenPictureError', 'Ledger', 'LoadImageChecked']
 
 
 class BrokenPictureError(ValueError):
@@ -105,11 +105,11 @@ class LoadImageChecked(BaseTransform):
         return '://' not in path and settings.get('backend', 'local') in ('local', 'disk')
 
     def _count(self, path: str, reason: str) -> None:
-        broken = self.ledger.read() if self.max_broken else {}
+        broken = {} if self.ledger is None else self.ledger.read()
         if path in broken:
             return
         broken[path] = reason
-        if self.max_broken:
+        if self.ledger is not None:
             self.ledger.add(path, reason)
             # Another worker may have found one at the same time.
             broken |= self.ledger.read()

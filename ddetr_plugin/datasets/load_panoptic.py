@@ -20,7 +20,8 @@ def decode_segment_ids(content: bytes) -> np.ndarray | None:
         bgr = decode_image(content)
     except UnreadableImageError:
         return None
-    return sum(bgr[..., i].astype(np.int32) * factor for i, factor in enumerate(ID_OF_BGR))
+    blue, green, red = (bgr[..., i].astype(np.int32) * n for i, n in enumerate(ID_OF_BGR))
+    return blue + green + red
 
 
 @TRANSFORMS.register_module()

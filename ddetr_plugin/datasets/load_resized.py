@@ -23,14 +23,14 @@ REDUCED = {
 }
 EXIF_ORIENTATION = 0x0112
 # Which axes of (H, W, 3) to exchange and then to reverse, so that a picture stands upright.
-UPRIGHT = {
-    2: (False, [1]),
-    3: (False, [0, 1]),
-    4: (False, [0]),
-    5: (True, []),
-    6: (True, [1]),
-    7: (True, [0, 1]),
-    8: (True, [0]),
+UPRIGHT: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
 }
 
 
@@ -58,7 +58,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         with Image.open(BytesIO(data)) as file:
             # Not getexif(), which also looks into XMP: OpenCV does not.
             exif = Image.Exif()
-            exif.load(file.info.get('exif'))
+            exif.load(file.info.get('exif', b''))
             return JpegHeader(file.size, exif.get(EXIF_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
         return None
@@ -66,7 +66,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
 
 def turn_upright(picture: np.ndarray, orientation: int) -> np.ndarray:
     """A picture (H, W, 3) turned as EXIF's `orientation` says; numbers that it lacks do nothing."""
-    exchange, reverse = UPRIGHT.get(orientation, (False, []))
+    exchange, reverse = UPRIGHT.get(orientation, (False, ()))
     if exchange:
         picture = picture.transpose(1, 0, 2)
     return np.ascontiguousarray(np.flip(picture, reverse))

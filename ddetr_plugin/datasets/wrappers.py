@@ -1,13 +1,13 @@
 """Data sets inside wrappers such as RepeatDataset and ConcatDataset, and their configs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 
 from mmengine.dataset import BaseDataset
 
 __all__ = ['base_dataset_configs', 'base_datasets']
 
 
-def base_dataset_configs(dataset: Mapping | None) -> Iterator[Mapping]:
+def base_dataset_configs(dataset: MutableMapping | None) -> Iterator[MutableMapping]:
     """The configs of the data sets that read files, in order; `dataset` itself if it is one.
 
     Args:

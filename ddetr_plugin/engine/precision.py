@@ -10,6 +10,7 @@ import warnings
 
 import torch
 import torch.nn.functional as nnf
+from mmengine.config import ConfigDict
 from mmengine.device import get_device
 
 from ddetr_plugin.config_types import has_type, type_name
@@ -53,7 +54,7 @@ def time_ratio(dtype, seconds=_seconds):
     # Not random: what is drawn here would change what is drawn after it.
     tokens, matrix = torch.ones(512, 256), torch.ones(256, 256)
     feature_map, kernel = torch.ones(1, 64, 16, 16), torch.ones(64, 64, 3, 3)
-    times = {}
+    times: dict[tuple[str, torch.dtype], list[float]] = {}
     with torch.inference_mode(), torch.autocast('cpu', enabled=False):
         for number in range(ROUNDS + 1):
             for name, function, *inputs in (
@@ -138,7 +139,7 @@ def set_precision(config, amp=None):
         ValueError: the config's optim_wrapper is of a kind that cannot be exchanged, or needs a
             GPU.
     """
-    wrapper = config.get('optim_wrapper') or {}
+    wrapper = config.get('optim_wrapper') or ConfigDict()
     kind = type_name(wrapper, 'OptimWrapper')
     own = kind in ('AmpOptimWrapper', 'AutocastOptimWrapper')
     if kind == 'AmpOptimWrapper' and _on_cpu():

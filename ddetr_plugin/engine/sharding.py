@@ -47,7 +47,8 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     All processes must call it.
     """
     if not isinstance(model, FullyShardedDataParallel):
-        return (model.module if is_model_wrapper(model) else model).state_dict()
+        whole = model.get_submodule('module') if is_model_wrapper(model) else model
+        return whole.state_dict()
     configs = (FullStateDictConfig(), FullOptimStateDictConfig(offload_to_cpu=False))
     with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, *configs):
         return model.state_dict()
@@ -65,6 +66,8 @@ class ShardingStrategy(FSDPStrategy):
         ValueError: there are no processes among which to share; or gradients are scaled, as in
             float16: after an overflow in one process, each would have another scale.
     """
+
+    model_wrapper: dict | None
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not torch.distributed.is_initialized():

@@ -46,6 +46,12 @@ class CocoMetric(MMDetCocoMetric):
             or an annotation is not finite.
     """
 
+    # What mmdet's __init__ or a first evaluation sets.
+    _coco_api: COCO | None
+    cat_ids: Sequence[int] | None
+    img_ids: Sequence[int] | None
+    iou_thrs: np.ndarray
+
     def __init__(
         self,
         ann_file: str | None = None,
@@ -106,13 +112,13 @@ class CocoMetric(MMDetCocoMetric):
         logger = MMLogger.get_current_instance()
         with tempfile.TemporaryDirectory() as folder:
             prefix = self.outfile_prefix or str(Path(folder) / 'results')
-            self._find_truth(truths, prefix)
-            self._check_labels(predictions)
+            categories = self._find_truth(truths, prefix)
+            self._check_labels(predictions, categories)
             files = self.results2json(predictions, prefix)
             if self.format_only:
                 logger.info(f'results are saved in {Path(prefix).parent}')
                 return {}
-            scores = {}
+            scores: dict[str, float] = {}
             for metric in self.metrics:
                 logger.info(f'Evaluating {metric}...')
                 if metric == 'proposal_fast':
@@ -120,11 +126,15 @@ class CocoMetric(MMDetCocoMetric):
                 elif metric not in files:
                     raise KeyError(f'{metric} is not in the results: the model predicts no masks')
                 else:
-                    scores |= self._evaluate(metric, load(files[metric]), logger)
+                    scores |= self._evaluate(metric, load(files[metric]), categories, logger)
         return scores
 
-    def _find_truth(self, truths: Sequence[dict], prefix: str) -> None:
-        """Set what is compared with; without `ann_file` that is what the data set loaded."""
+    def _find_truth(self, truths: Sequence[dict], prefix: str) -> list[dict]:
+        """Set what is compared with; without `ann_file` that is what the data set loaded.
+
+        Returns:
+            The categories of its file, by label.
+        """
         if self._coco_api is None:
             self._coco_api = COCO(self.gt_to_coco_json(gt_dicts=truths, outfile_prefix=prefix))
             prepare_truth(self._coco_api, 'what the data set loaded')
@@ -133,11 +143,12 @@ class CocoMetric(MMDetCocoMetric):
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
         if self.img_ids is None:
             self.img_ids = self._coco_api.get_img_ids()
+        return self._coco_api.load_cats(self.cat_ids)
 
-    def _check_labels(self, predictions: Sequence[dict]) -> None:
+    def _check_labels(self, predictions: Sequence[dict], categories: Sequence[dict]) -> None:
         largest = max((int(p['labels'].max()) for p in predictions if len(p['labels'])), default=-1)
-        if largest >= len(self.cat_ids):
-            listed = [category['name'] for category in self._coco_api.load_cats(self.cat_ids)]
+        if largest >= len(categories):
+            listed = [category['name'] for category in categories]
             raise ValueError(
                 f'the model predicts label {largest}, but of its classes '
                 f'{tuple(self.dataset_meta["classes"])} the annotations have only {len(listed)}: '
@@ -152,7 +163,9 @@ class CocoMetric(MMDetCocoMetric):
         logger.info(''.join(f'\n{name}\t{recall:.4f}' for name, recall in scores.items()))
         return scores
 
-    def _evaluate(self, metric: str, detections: list, logger: MMLogger) -> dict[str, float]:
+    def _evaluate(
+        self, metric: str, detections: list, categories: Sequence[dict], logger: MMLogger
+    ) -> dict[str, float]:
         """Scores of 'bbox', 'segm' or 'proposal'; detections as in COCO's result files."""
         kind = 'bbox' if metric == 'proposal' else metric
         if kind == 'segm':
@@ -173,7 +186,7 @@ class CocoMetric(MMDetCocoMetric):
         stats = evaluation.stats
         if metric == 'proposal':
             return {name: float(f'{stats[STATS[name]]:.3f}') for name in self._items(RECALLS)}
-        scores = self._score_classes(evaluation, logger) if self.classwise else {}
+        scores = self._score_classes(evaluation, categories, logger) if self.classwise else {}
         for name in self._items(PRECISIONS):
             scores[f'{metric}_{name}'] = float(np.round(stats[STATS[name]], 3))
         logger.info(f'{metric}_mAP_copypaste: ' + ' '.join(f'{value:.3f}' for value in stats[:6]))
@@ -182,9 +195,10 @@ class CocoMetric(MMDetCocoMetric):
     def _items(self, default: Sequence[str]) -> Sequence[str]:
         return default if self.metric_items is None else self.metric_items
 
-    def _score_classes(self, evaluation, logger: MMLogger) -> dict[str, float]:
+    def _score_classes(
+        self, evaluation, categories: Sequence[dict], logger: MMLogger
+    ) -> dict[str, float]:
         """'<class>_precision' of every class; the table of all precisions goes to the log."""
-        categories = self._coco_api.load_cats(self.cat_ids)
         rows = [[c['name'], *class_precisions(evaluation, c['id']).values()] for c in categories]
         table = [[name, *(f'{np.round(value, 3)}' for value in values)] for name, *values in rows]
         logger.info('\n' + AsciiTable([['category', *PRECISIONS], *table]).table)

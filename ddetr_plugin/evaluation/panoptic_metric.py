@@ -33,6 +33,9 @@ class CocoPanopticMetric(MMDetCocoPanopticMetric):
     For mmdet's own behaviour name ``mmdet.CocoPanopticMetric``.
     """
 
+    # What mmdet's __init__ or a first evaluation sets.
+    _coco_api: COCOPanoptic | None
+
     def process(self, data_batch: Mapping, data_samples: Sequence[dict]) -> None:
         """As mmdet's.
 

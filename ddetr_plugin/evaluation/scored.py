@@ -4,6 +4,7 @@ import math
 
 from mmdet.datasets.api_wrappers import COCO, COCOeval, COCOevalMP
 from pycocotools import mask as mask_utils
+from pycocotools.cocoeval import COCOeval as Evaluation
 
 __all__ = ['ParallelEvaluation', 'SerialEvaluation', 'prepare_truth']
 
@@ -66,7 +67,7 @@ def _is_left_out(annotation: dict, image: dict) -> bool:
     return outside or width < 1 or height < 1
 
 
-class _RegionsNotLearned:
+class _RegionsNotLearned(Evaluation):
     """Makes detections on regions that are not learned count neither as found nor as wrong.
 
     A detection of the region's class that finds no scored box does not count if at least half of

@@ -1,6 +1,6 @@
 """The annotation files that a config names, repaired in the work folder before a training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from ddetr_plugin.data_checks import Finding, box_datasets, dataset_folder
@@ -65,10 +65,10 @@ def repair_config(config: Mapping, folder: Path) -> ConfigRepairs:
             evaluators[ann_file] = path
     for name in ('val_evaluator', 'test_evaluator'):
         found = config.get(name) or []
-        for evaluator in [found] if isinstance(found, Mapping) else found:
-            path = evaluators.get(Path(evaluator.get('ann_file') or ''))
-            if path is not None:
-                evaluator['ann_file'] = str(path)
+        for evaluator in [found] if isinstance(found, MutableMapping) else found:
+            repaired = evaluators.get(Path(evaluator.get('ann_file') or ''))
+            if repaired is not None:
+                evaluator['ann_file'] = str(repaired)
     return repairs
 
 

@@ -1,5 +1,6 @@
 """A folder as an annotation tool left it, read as a training and a validation split."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,16 @@ class DataFolder(NamedTuple):
     notes: list[str]
     held_out: bool = False
 
+    def both(self) -> tuple[Split, Split]:
+        """The training and the validation split.
+
+        Raises:
+            ValueError: there is no validation split; `hold_out` makes one.
+        """
+        if self.val is None:
+            raise ValueError('there is no validation split; hold_out() makes one')
+        return self.train, self.val
+
     def hold_out(self) -> 'DataFolder':
         """The same data, with a part of the training split as the validation split it lacks.
 
@@ -65,13 +76,12 @@ class DataFolder(NamedTuple):
             change: from a COCO-format dict to another one.
             kind: what it does, for the list of changes.
         """
-        splits = []
-        for split in (self.train, self.val):
-            if split is not None:
-                self.changes.add(split.ann_file, kind, 'all', None, None)
-                split = split._replace(content=change(split.content))
-            splits.append(split)
-        return self._replace(train=splits[0], val=splits[1])
+
+        def converted(split: Split) -> Split:
+            self.changes.add(split.ann_file, kind, 'all', None, None)
+            return split._replace(content=change(split.content))
+
+        return self._replace(train=converted(self.train), val=self.val and converted(self.val))
 
     def place(self, folder: Path) -> 'DataFolder':
         """The same data, with the annotation files that `write` writes into a folder.
@@ -79,12 +89,13 @@ class DataFolder(NamedTuple):
         That are instances_train.json and instances_val.json, each only where the split is not as a
         file in COCO's format has it already.
         """
-        placed = []
-        for split in (self.train, self.val):
-            if split is not None and not self._is_as_its_file(split):
-                split = split._replace(ann_file=folder / f'instances_{split.name}.json')
-            placed.append(split)
-        return self._replace(train=placed[0], val=placed[1])
+
+        def placed(split: Split) -> Split:
+            if self._is_as_its_file(split):
+                return split
+            return split._replace(ann_file=folder / f'instances_{split.name}.json')
+
+        return self._replace(train=placed(self.train), val=self.val and placed(self.val))
 
     def write(self, folder: Path) -> None:
         """Writes what `place` has put into a folder, and data_changes.json, all changes.
@@ -102,7 +113,7 @@ class DataFolder(NamedTuple):
         return self.format == 'COCO' and not self.held_out and not self.changes.of(split.ann_file)
 
 
-def read_folder(path: Path, keep_super_classes: bool = False) -> DataFolder:
+def read_folder(path: str | os.PathLike, keep_super_classes: bool = False) -> DataFolder:
     """Reads COCO, YOLO, Pascal VOC or LabelMe files; nothing is written.
 
     The first of these formats that is there is read. Which annotation files are of which split,
@@ -132,7 +143,8 @@ def read_folder(path: Path, keep_super_classes: bool = False) -> DataFolder:
     for name, read in _other_formats(tree, changes):
         found = read()
         if found is not None:
-            return _from_builders(name, *found, tree, changes)
+            builders, names = found
+            return _from_builders(name, builders, names, tree, changes)
     raise FileNotFoundError(
         f'{path} has no training annotations, among {len(tree.files)} files of which '
         f'{len(tree.images)} are images. What is read: JSON in COCO format, such as '

@@ -97,9 +97,11 @@ def _base(file, names, tree, near, split, word) -> str | None:
         prefix = '' if candidate == '.' else f'{candidate}/'
         counts[candidate] = sum(f'{prefix}{name}' in tree.present for name in names)
     for path in first:
-        candidate = path[: -len(names[0])].rstrip('/') or '.' if path.endswith(names[0]) else None
+        if not path.endswith(names[0]):
+            continue
+        candidate = path[: -len(names[0])].rstrip('/') or '.'
         prefix = '' if candidate == '.' else f'{candidate}/'
-        if candidate and all(f'{prefix}{name}' in tree.present for name in names):
+        if all(f'{prefix}{name}' in tree.present for name in names):
             counts.setdefault(candidate, len(names))
     counts = {folder: count for folder, count in counts.items() if count}
     # A folder of another split holds the images only where no other one holds any.

@@ -36,7 +36,7 @@ def area_of(annotation: dict, box: list, size: tuple) -> float:
         rle = _encoded(segmentation)
         if rle is not None:
             return float(coco_mask.area(rle))
-    elif _points(segmentation) is not None:
+    elif isinstance(segmentation, list) and _points(segmentation) is not None:
         polygons = [p for p in segmentation if len(p) >= 6]
         width, height = (int(side) for side in size)
         rles = coco_mask.frPyObjects(polygons, height, width)
@@ -59,10 +59,10 @@ def _points(segmentation) -> np.ndarray | None:
 def _keypoints(keypoints) -> np.ndarray | None:
     """(N, 2) of those that are labelled."""
     try:
-        points = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
+        stated = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
     except (TypeError, ValueError):
         return None
-    points = points[points[:, 2] > 0, :2]
+    points = stated[stated[:, 2] > 0, :2]
     return points if len(points) and np.isfinite(points).all() else None
 
 

@@ -89,12 +89,13 @@ def _read_file(builder: Builder, name: str, tree: Tree, changes: Changes) -> Non
     official = database.startswith('The VOC')
     for entry in root.findall('object'):
         label = (entry.findtext('name') or '').strip()
-        corners = [_number(entry, f'bndbox/{k}') for k in ('xmin', 'ymin', 'xmax', 'ymax')]
-        if not label or None in corners:
+        stated = [_number(entry, f'bndbox/{k}') for k in ('xmin', 'ymin', 'xmax', 'ymax')]
+        corners = [value for value in stated if value is not None]
+        if not label or len(corners) < len(stated):
             builder.refuse(
                 path,
                 'objects without a name or a box',
-                f'name {label!r}, bndbox {corners}',
+                f'name {label!r}, bndbox {stated}',
                 'an object has a name and a bndbox of xmin, ymin, xmax and ymax in pixels',
             )
             continue

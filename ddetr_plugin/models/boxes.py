@@ -5,6 +5,7 @@ picture (0..1) unless a docstring says pixels.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def box_logits(branch: nn.Sequential, hidden: Tensor) -> Tensor:
         (..., 4), float32 or better.
     """
     hidden = branch[:-1](hidden)
-    last = branch[-1]
+    last: Any = branch[-1]  # with a weight, as a linear layer has it
     with torch.autocast(hidden.device.type, enabled=False):
         return at_least_float32(last(hidden.to(last.weight.dtype)))
 

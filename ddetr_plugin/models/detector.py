@@ -1,10 +1,9 @@
 """The detector: the flow from pictures to losses or detections, and nothing else."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import SampleList
 from mmengine.logging import print_log
 from torch import Tensor
@@ -54,7 +53,7 @@ class Outputs(NamedTuple):
 
 
 @MODELS.register_module()
-class DeformableDETR(FreezableDetector, BaseDetector):
+class DeformableDETR(FreezableDetector):
     """Deformable DETR (arXiv:2010.04159), every part built from its config.
 
     `load_state_dict` takes the names of other implementations, too; see `ddetr_plugin.checkpoints`.
@@ -173,7 +172,7 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         outputs, known = self.forward_batch(
             batch_inputs, batch_data_samples, targets
         ).without_known()
-        predictions = (
+        predictions: tuple = (
             outputs.logits,
             outputs.boxes,
             targets,
@@ -184,7 +183,7 @@ class DeformableDETR(FreezableDetector, BaseDetector):
             predictions += (known,)
         # A criterion is a module of these arguments; that it also tells its matches, and scores
         # what is known, is asked of it only where that is needed.
-        if not self.task_heads:
+        if outputs.head_inputs is None:
             return self.criterion(*predictions)
         losses, matches = self.criterion.losses_and_matches(*predictions)
         gt_instances = [sample.gt_instances for sample in batch_data_samples]
@@ -203,8 +202,9 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         metas = [sample.metainfo for sample in batch_data_samples]
         results = self.bbox_head.predict(outputs.logits[-1], outputs.boxes[-1], metas, rescale)
         samples = self.add_pred_to_datasample(batch_data_samples, results)
-        for head in self._task_heads():
-            head.predict(outputs.head_inputs, samples, rescale)
+        if outputs.head_inputs is not None:
+            for head in self._task_heads():
+                head.predict(outputs.head_inputs, samples, rescale)
         return samples
 
     def predict_tensors(self, batch_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,7 +246,7 @@ class DeformableDETR(FreezableDetector, BaseDetector):
                 there is nothing to learn.
         """
         backbone_maps, maps = self.extract_maps(batch_inputs)
-        batch_shape = tuple(batch_inputs.shape[-2:])
+        batch_shape = batch_inputs.shape[-2], batch_inputs.shape[-1]
         if batch_data_samples is None:
             image_shapes = [batch_shape] * len(batch_inputs)
         else:
@@ -291,5 +291,5 @@ class DeformableDETR(FreezableDetector, BaseDetector):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _build(config: dict | None) -> torch.nn.Module | None:
+def _build(config: dict | None) -> Any:
     return None if config is None else MODELS.build(config)

@@ -37,9 +37,9 @@ class FeatureLevels(NamedTuple):
     @classmethod
     def from_images(
         cls,
-        sizes: Sequence[Size],
+        sizes: Sequence[Sequence[int]],
         batch_shape: Size,
-        image_shapes: Sequence[Size],
+        image_shapes: Sequence[Sequence[int]],
         device: torch.device,
     ) -> 'FeatureLevels':
         """Describes features of a batch of pictures padded at the right and the bottom.
@@ -59,7 +59,7 @@ class FeatureLevels(NamedTuple):
                 f'a batch needs at least one level and one picture, got {len(sizes)} and '
                 f'{len(image_shapes)}'
             )
-        sizes = tuple((int(h), int(w)) for h, w in sizes)
+        levels = tuple((int(h), int(w)) for h, w in sizes)
         for i, (h, w) in enumerate(image_shapes):
             if not (0 < h <= batch_shape[0] and 0 < w <= batch_shape[1]):
                 raise ValueError(
@@ -71,27 +71,27 @@ class FeatureLevels(NamedTuple):
             [
                 [
                     (_valid_cells(w, batch_shape[1], cols), _valid_cells(h, batch_shape[0], rows))
-                    for rows, cols in sizes
+                    for rows, cols in levels
                 ]
                 for h, w in image_shapes
             ],
             dtype=np.float32,
         )  # (B, L, 2)
-        cells = np.array([(cols, rows) for rows, cols in sizes], dtype=np.float32)
-        starts = np.cumsum([0] + [h * w for h, w in sizes[:-1]])
+        cells = np.array([(cols, rows) for rows, cols in levels], dtype=np.float32)
+        starts = np.cumsum([0] + [h * w for h, w in levels[:-1]])
         padded = bool((valid < cells).any())
         # A copy to a GPU that may block makes the host wait for all that was queued before.
-        arrays = (valid, valid / cells, np.array(sizes, dtype=np.int64), starts.astype(np.int64))
+        arrays = (valid, valid / cells, np.array(levels, dtype=np.int64), starts.astype(np.int64))
         valid_sizes, valid_ratios, spatial_shapes, level_start_index = (
             torch.from_numpy(array).to(device, non_blocking=True) for array in arrays
         )
         return cls(
-            sizes=sizes,
+            sizes=levels,
             spatial_shapes=spatial_shapes,
             level_start_index=level_start_index,
             valid_sizes=valid_sizes,
             valid_ratios=valid_ratios,
-            padding_mask=_padding_mask(sizes, valid_sizes) if padded else None,
+            padding_mask=_padding_mask(levels, valid_sizes) if padded else None,
         )
 
     @property

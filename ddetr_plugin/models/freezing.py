@@ -1,11 +1,12 @@
 """Detectors of which parts are not trained: stages of the backbone, or all but the task heads."""
 
+from mmdet.models.detectors.base import BaseDetector
 from torch import nn
 
 __all__ = ['FreezableDetector']
 
 
-class FreezableDetector(nn.Module):
+class FreezableDetector(BaseDetector):
     """For detectors with task heads: freezes the other parts, and what a backbone freezes.
 
     Attributes:

@@ -20,6 +20,8 @@ def print_build(name: str, compiled_in: str) -> None:
         compiled_in: what the library says itself.
     """
     path = library_path(name)
+    if path is None:
+        raise FileNotFoundError(f'ddetr_plugin.ops.{name} was loaded, but its file is gone')
     print(f'    file: {path}')
     print(f'    build: {compiled_in}')
     facts, missing = read_build_record(path)

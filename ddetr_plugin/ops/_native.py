@@ -155,7 +155,10 @@ def _new_level_tensors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
     # Tensors of inference mode could not be saved for a later call's backward.
     with torch.inference_mode(False):
         # Not on a default device that the caller may have set.
-        return tuple(torch.tensor(x, dtype=torch.int64, device='cpu') for x in (sizes, starts))
+        return (
+            torch.tensor(sizes, dtype=torch.int64, device='cpu'),
+            torch.tensor(starts, dtype=torch.int64, device='cpu'),
+        )
 
 
 _load_error = _load()

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -131,12 +132,9 @@ def _unexpected(module) -> str | None:
     for name in (ATTENTION, GPU_FUNCTION, CPU_FUNCTION):
         if not hasattr(module, name):
             return f'{MODULE} has no {name}'
+    gpu_function: Any = getattr(getattr(module, GPU_FUNCTION), 'forward', None)
     for name, function, expected in (
-        (
-            f'{GPU_FUNCTION}.forward',
-            getattr(getattr(module, GPU_FUNCTION), 'forward', None),
-            GPU_ARGUMENTS,
-        ),
+        (f'{GPU_FUNCTION}.forward', gpu_function, GPU_ARGUMENTS),
         (CPU_FUNCTION, getattr(module, CPU_FUNCTION), CPU_ARGUMENTS),
     ):
         try:

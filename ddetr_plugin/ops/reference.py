@@ -58,24 +58,26 @@ def _sum_of_samples(
     # grid_sample's frame is -1..1 where ours is 0..1.
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
     weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
-    output = None
+    maps = []
     start = 0
-    for level, (height, width) in enumerate(level_sizes(spatial_shapes)):
+    for height, width in level_sizes(spatial_shapes):
         stop = start + height * width
-        level_map = per_head[..., start:stop].unflatten(-1, (height, width))
-        sampled = grid_sample(
-            level_map,
-            grids[:, :, level],
-            mode='bilinear',
-            padding_mode='zeros',
-            align_corners=False,
-        )  # (B*M, D, Q, P)
-        # Not einsum, which autocast would let sum in 16 bits.
-        part = (sampled * weights[:, None, :, level]).sum(-1).transpose(1, 2)
-        output = part if output is None else output + part
+        maps.append(per_head[..., start:stop].unflatten(-1, (height, width)))
         start = stop
+    output = _level_sum(maps[0], grids[:, :, 0], weights[:, :, 0])
+    for level in range(1, len(maps)):
+        output = output + _level_sum(maps[level], grids[:, :, level], weights[:, :, level])
     output = output.view(batch, heads, queries, channels).transpose(1, 2)
     return output.reshape(batch, queries, heads * channels).to(value.dtype)
+
+
+def _level_sum(level_map: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
+    """The part (N, Q, D) of a level's map (N, D, H, W); of grid (N, Q, P, 2), weights (N, Q, P)."""
+    sampled = grid_sample(
+        level_map, grid, mode='bilinear', padding_mode='zeros', align_corners=False
+    )  # (N, D, Q, P)
+    # Not einsum, which autocast would let sum in 16 bits.
+    return (sampled * weights[:, None]).sum(-1).transpose(1, 2)
 
 
 def ms_deform_attn_fused_reference(
@@ -128,19 +130,20 @@ def sampling_locations(
         ValueError: shapes do not fit; the message names the argument.
     """
     sizes = level_sizes(plain_shapes(spatial_shapes))
-    references, offsets = tuple(reference_points.shape), tuple(sampling_offsets.shape)
-    fits = len(references) == 4 and len(offsets) == 6 and len(sizes) == offsets[3]
+    reference_shape, offset_shape = tuple(reference_points.shape), tuple(sampling_offsets.shape)
+    fits = len(reference_shape) == 4 and len(offset_shape) == 6 and len(sizes) == offset_shape[3]
     if (
         not fits
-        or references[0] not in (1, offsets[0])
-        or references[1:] not in [(offsets[1], offsets[3], n) for n in (2, 4)]
-        or offsets[5] != 2
+        or reference_shape[0] not in (1, offset_shape[0])
+        or reference_shape[1:] not in [(offset_shape[1], offset_shape[3], n) for n in (2, 4)]
+        or offset_shape[5] != 2
     ):
         raise ValueError(
             'reference_points must be (B or 1, Q, L, 2 or 4), sampling_offsets (B, Q, M, L, P, 2) '
-            f'and spatial_shapes L pairs, got {references}, {offsets} and {sizes}'
+            f'and spatial_shapes L pairs, got {reference_shape}, {offset_shape} and '
+            f'{sizes}'
         )
-    reference, points = reference_points[:, :, None, :, None], offsets[4]
+    reference, points = reference_points[:, :, None, :, None], offset_shape[4]
     offsets = sampling_offsets
     # What makes a location that is no number must stay out of the products: 0 * NaN is not 0.
     known = reference.isfinite().all(-1, keepdim=True) & offsets.isfinite().all(-1, keepdim=True)

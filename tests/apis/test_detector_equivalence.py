@@ -54,9 +54,9 @@ def results_of_test(path, checkpoint, tmp_path, name='results'):
 
 
 def assert_same(found, instances):
-    assert np.array_equal(found.boxes, np.array(instances['bboxes']))
-    assert np.array_equal(found.scores, np.array(instances['scores']))
-    assert np.array_equal(found.labels, np.array(instances['labels']))
+    assert np.array_equal(found.boxes, np.asarray(instances['bboxes']))
+    assert np.array_equal(found.scores, np.asarray(instances['scores']))
+    assert np.array_equal(found.labels, np.asarray(instances['labels']))
 
 
 def test_all_ways_give_the_same_detections(job, tiny_coco, tmp_path):

@@ -154,14 +154,16 @@ def test_what_is_no_tensor_is_refused_by_name(position, blamed):
 
 @pytest.mark.parametrize(
     'position, name',
-    enumerate(
-        [
-            'value',
-            'spatial_shapes',
-            'level_start_index',
-            'sampling_locations',
-            'attention_weights',
-        ]
+    list(
+        enumerate(
+            [
+                'value',
+                'spatial_shapes',
+                'level_start_index',
+                'sampling_locations',
+                'attention_weights',
+            ]
+        )
     ),
 )
 def test_a_sparse_tensor_is_refused_by_name(position, name):

@@ -1,6 +1,7 @@
 """Checkpoint files of every kind: where the weights are in them, and what else they say."""
 
 import argparse
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class Source(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def read_checkpoint(path: str | Path, trust: bool = False, ema: bool = False) -> Source:
+def read_checkpoint(path: str | os.PathLike, trust: bool = False, ema: bool = False) -> Source:
     """Read weights from a .pth, .bin or .safetensors file, or a folder as transformers saves it.
 
     Args:

@@ -167,7 +167,7 @@ def _ffn_activation(ffn: Any) -> str | None:
 def _pixels(model: nn.Module) -> dict[str, Any]:
     """How its preprocessor makes numbers of pictures, which OpenCV reads as BGR."""
     preprocessor = _attribute(model, 'data_preprocessor')
-    found = {}
+    found: dict[str, Any] = {}
     for key in ('mean', 'std'):
         numbers = getattr(preprocessor, key, None)
         # On the device 'meta' there are no numbers to compare.

@@ -15,7 +15,9 @@ __all__ = ['TARGETS', 'check_destination', 'write_checkpoint']
 TARGETS = ('ddetr_plugin', 'official', 'mmdet', 'transformers')
 
 
-def check_destination(path: str | Path, dialect: str, source: str | Path | None = None) -> None:
+def check_destination(
+    path: str | os.PathLike, dialect: str, source: str | os.PathLike | None = None
+) -> None:
     """Refuse a file that cannot be written, or must not, before anything is converted.
 
     Args:
@@ -41,7 +43,7 @@ def check_destination(path: str | Path, dialect: str, source: str | Path | None 
             f'.safetensors files are for --to transformers only, got {path}; write a .pth file'
         )
     both = source is not None and path.exists() and Path(source).exists()
-    if both and (path.samefile(source) or path.parent.samefile(source)):
+    if both and (path.samefile(str(source)) or path.parent.samefile(str(source))):
         raise ValueError(f'{path} belongs to the weights to convert; write to another file')
     _require_writable(path)
 
@@ -58,7 +60,7 @@ def _require_writable(path: Path) -> None:
 
 
 def write_checkpoint(
-    path: str | Path, state: Mapping[str, Tensor], dialect: str, meta: dict
+    path: str | os.PathLike, state: Mapping[str, Tensor], dialect: str, meta: dict
 ) -> None:
     """Write weights as the programs of a dialect expect them.
 

@@ -45,7 +45,7 @@ _LAYER = {'type', 'attn_cfgs', 'ffn_cfgs', 'feedforward_channels', 'ffn_dropout'
 # These do nothing there, or nothing to a trained model.
 _LAYER |= {'operation_order', 'norm_cfg', 'act_cfg', 'init_cfg', 'batch_first'}
 # What a head has in both.
-_HEAD = ('type', 'num_classes', 'num_reg_fcs', 'sync_cls_avg_factor')
+_HEAD: tuple[str, ...] = ('type', 'num_classes', 'num_reg_fcs', 'sync_cls_avg_factor')
 _HEAD += ('loss_cls', 'loss_bbox', 'loss_iou')
 
 

@@ -96,8 +96,9 @@ def export(
     others: dict[str, list[str]] = {}
     for alias, ours in names.aliases.items():
         others.setdefault(ours, []).append(alias)
-    renamed = {name: translate(name, theirs) for name in state}
-    unknown = [name for name, new in renamed.items() if new is None]
+    translated = {name: translate(name, theirs) for name in state}
+    renamed = {name: new for name, new in translated.items() if new is not None}
+    unknown = [name for name in state if name not in renamed]
     if unknown:
         raise ValueError(
             f'{dialect} has no counterpart of {len(unknown)} tensors: {_parts(unknown)}; only the '

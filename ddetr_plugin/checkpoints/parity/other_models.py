@@ -201,7 +201,7 @@ def _transformers_backbone(backbone: Mapping) -> Any:
 
 
 def predict_with(
-    model: nn.Module, inputs: Tensor, image_shapes: Sequence[tuple[int, int]]
+    model: Any, inputs: Tensor, image_shapes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, Q, K) and boxes (B, Q, 4), (cx, cy, w, h) normalised, of the last layer.
 
@@ -273,8 +273,8 @@ def largest_difference(
 
 def with_rows(config: Mapping, rows: int, proposal_rows: int | None = None) -> dict:
     """A copy of our model's config with other numbers of class rows."""
-    config = copy.deepcopy(config)
-    config['bbox_head']['num_classes'] = rows
-    if 'num_classes' in config['query_head']:
-        config['query_head']['num_classes'] = proposal_rows or rows
-    return config
+    changed: Any = copy.deepcopy(config)
+    changed['bbox_head']['num_classes'] = rows
+    if 'num_classes' in changed['query_head']:
+        changed['query_head']['num_classes'] = proposal_rows or rows
+    return changed

@@ -122,8 +122,8 @@ def _registered(name: Any, place: str) -> str:
     while registry is not None:
         kind = registry.module_dict.get(short)
         if kind is not None:
-            module = inspect.getmodule(kind)
-            if any(f'{module.__name__}.'.startswith(f'{start}.') for start in _HARMLESS):
+            module = getattr(inspect.getmodule(kind), '__name__', '')
+            if any(f'{module}.'.startswith(f'{start}.') for start in _HARMLESS):
                 return short
             break
         registry = registry.parent

@@ -116,14 +116,14 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
     two_stage = conversion.architecture.two_stage
     other_logits, other_boxes = _ordered(logits, boxes, other_logits, other_boxes, two_stage)
     differences = (logits - other_logits).abs(), (boxes - other_boxes).abs()
-    largest = [difference.max().item() for difference in differences]
-    excess = _excess(*largest, other_logits)
+    of_logits, of_boxes = (difference.max().item() for difference in differences)
+    excess = _excess(of_logits, of_boxes, other_logits)
     # So written, numbers that are not finite fail.
     if all(number <= TOLERANCE for number in excess):
-        return Verification(*largest, True, by_config, '')
-    of_logits = not excess[0] <= excess[1]
-    pair = (logits, other_logits) if of_logits else (boxes, other_boxes)
-    where = _place(differences[not of_logits], *pair, of_logits)
+        return Verification(of_logits, of_boxes, True, by_config, '')
+    in_logits = not excess[0] <= excess[1]
+    pair = (logits, other_logits) if in_logits else (boxes, other_boxes)
+    where = _place(differences[not in_logits], *pair, in_logits)
     module = first_difference(
         ours, other, _counterparts(conversion, other), lambda: predictions(ours, other)
     )
@@ -131,7 +131,7 @@ def verify(config: Mapping, source: Source, conversion: Conversion) -> Verificat
         where += f'; the first module with another result is {module}'
     finite = all(map(math.isfinite, excess))
     by_rounding = finite and _rounding(ours, two_stage) > 0.1 * max(excess)
-    return Verification(*largest, False, by_config, where, by_rounding)
+    return Verification(of_logits, of_boxes, False, by_config, where, by_rounding)
 
 
 def _excess(logits: float, boxes: float, of: Tensor) -> tuple[float, float]:
@@ -147,8 +147,8 @@ def _rounding(model: nn.Module, two_stage: bool) -> float:
         # A part of somebody's own that computes in float32 only.
         return 0.0
     wanted = _ordered(*one, *other, two_stage)
-    differences = [(a - b).abs().max().item() for a, b in zip(one, wanted)]
-    return max(_excess(*differences, wanted[0]))
+    logits, boxes = ((a - b).abs().max().item() for a, b in zip(one, wanted))
+    return max(_excess(logits, boxes, wanted[0]))
 
 
 def _as_ours(config: Mapping, source: Source, dialect: str) -> nn.Module:
@@ -183,8 +183,8 @@ def _ordered(
 
     one, other = torch.cat((logits, boxes), -1), torch.cat((other_logits, other_boxes), -1)
     cost = torch.cdist(one.double(), other.double(), p=1).nan_to_num(1e9)
-    order = [linear_sum_assignment(image.numpy())[1] for image in cost]
-    order = torch.stack([torch.from_numpy(columns) for columns in order])[..., None]
+    columns = [linear_sum_assignment(image.numpy())[1] for image in cost]
+    order = torch.stack([torch.from_numpy(column) for column in columns])[..., None]
     return other_logits.take_along_dim(order, 1), other_boxes.take_along_dim(order, 1)
 
 

@@ -121,7 +121,7 @@ class AtomicCheckpointHook(CheckpointHook):
             raise ValueError(
                 f"checkpoints in {self.out_dir} are not local files; use mmengine's CheckpointHook"
             )
-        self.file_backend = PostponingBackend(lambda path: self._outdated.append(path))
+        self.file_backend: LocalBackend = PostponingBackend(lambda old: self._outdated.append(old))
         runner.save_checkpoint = self._atomic(runner)
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
@@ -225,7 +225,7 @@ class AtomicCheckpointHook(CheckpointHook):
             if name in ROLLED_BACK_FIELDS
         }
         best = self._best_paths()
-        error = [None]
+        error: list[str | None] = [None]
         self._saved = False
         self._in_joint_save = True
         try:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -69,11 +70,12 @@ class BadNumberHook(Hook):
         self.max_overflows = max_overflows
         self._overflows = 0
         self._losses: dict = {}
-        self._undo = []
+        self._undo: list[Callable[[], None]] = []
 
     def before_train(self, runner) -> None:
         """Watch the steps of the model and of the optimizer."""
-        self._data = self._random_state = None
+        self._data: dict = {}
+        self._random_state: dict = {}
         step = runner.model.train_step
         self._statistics = running_statistics(runner.model) if scaled(runner.optim_wrapper) else []
         self._before = [tensor.clone() for tensor in self._statistics]

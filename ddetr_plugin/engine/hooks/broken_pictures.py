@@ -9,6 +9,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from ddetr_plugin.datasets.load_checked import (
     BrokenPictureError,
+    Ledger,
     LoadImageChecked,
     list_pictures,
 )
@@ -21,10 +22,14 @@ __all__ = ['BrokenPictureHook']
 KEY = 'broken_pictures'
 
 
-def checked_loaders(dataset) -> list[LoadImageChecked]:
-    """The loaders of a training dataset that skip broken pictures."""
+def checked_loaders(dataset) -> list[tuple[Ledger, int]]:
+    """The ledger and `max_broken` of each loader of a training dataset that skips pictures."""
     steps = (step for part in base_datasets(dataset) for step in part.pipeline.transforms)
-    return [step for step in steps if isinstance(step, LoadImageChecked) and step.max_broken]
+    return [
+        (step.ledger, step.max_broken)
+        for step in steps
+        if isinstance(step, LoadImageChecked) and step.ledger is not None
+    ]
 
 
 @HOOKS.register_module()
@@ -57,10 +62,11 @@ class BrokenPictureHook(SaveTogetherHook):
         """Go on counting where a resumed run's checkpoint ends."""
         loaders = checked_loaders(runner.train_dataloader.dataset)
         if runner.iter and loaders:
-            known = loaders[0].ledger.read()
+            ledger, _ = loaders[0]
+            known = ledger.read()
             for path, reason in runner.message_hub.runtime_info.get(KEY, {}).items():
                 if path not in known:
-                    loaders[0].ledger.add(path, reason)
+                    ledger.add(path, reason)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
@@ -92,10 +98,10 @@ class BrokenPictureHook(SaveTogetherHook):
         loaders = checked_loaders(runner.train_dataloader.dataset)
         if not loaders:
             return
-        mine = {}
-        for loader in loaders:
-            mine |= loader.ledger.read()
-        broken = {}
+        mine: dict[str, str] = {}
+        for ledger, _ in loaders:
+            mine |= ledger.read()
+        broken: dict[str, str] = {}
         for others in all_gather_object(mine):
             broken |= others
         runner.message_hub.update_info(KEY, broken)
@@ -106,7 +112,7 @@ class BrokenPictureHook(SaveTogetherHook):
                 Path(runner.work_dir, 'broken_pictures.txt').write_text(
                     list_pictures(broken)[1:] + '\n', encoding='utf-8', errors='backslashreplace'
                 )
-        most = max(loader.max_broken for loader in loaders)
+        most = max(max_broken for _, max_broken in loaders)
         if len(broken) > most:
             # A launcher stops the others when the first process ends: not before it has written.
             barrier()

@@ -104,8 +104,8 @@ def convert_checkpoint(
         allow_missing=allow_missing or dialect == OURS,
         target_refines=our_settings(model).get('with_box_refine'),
     )
-    lines = dilation_mismatch(source, dialect, model.backbone)
-    for line in lines + settings_mismatch(source, dialect, model):
+    lines = dilation_mismatch(source, converted.dialect, model.get_submodule('backbone'))
+    for line in lines + settings_mismatch(source, converted.dialect, model):
         print_log(line, logger='current', level=logging.WARNING)
     if dialect == OURS and converted.rows is None and not source.notes:
         return

@@ -22,10 +22,11 @@ def capture_random_state():
         dict of tensors, lists and numbers only, so that a checkpoint holding it loads safely.
     """
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    drawn = np.random.get_state(legacy=False)
+    position, keys = drawn['state']['pos'], torch.from_numpy(drawn['state']['key'].astype(np.int64))
     state = {
         'python': [version, list(words), gauss],
-        'numpy': [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        'numpy': [drawn['bit_generator'], keys, position, drawn['has_gauss'], drawn['gauss']],
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_available():

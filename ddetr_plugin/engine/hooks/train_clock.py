@@ -21,7 +21,7 @@ class TrainClockHook(Hook):
     priority = 'LOW'
 
     def __init__(self):
-        self._started = None
+        self._started: float | None = None
 
     def before_train(self, runner):
         before = runner.message_hub.runtime_info.get('train_seconds', 0.0)
@@ -29,9 +29,13 @@ class TrainClockHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint):
         if self._started is not None:
-            seconds = time.monotonic() - self._started
-            runner.message_hub.update_info('train_seconds', seconds)
+            self._update(runner, self._started)
             checkpoint['message_hub'] = runner.message_hub.state_dict()
 
     def after_train(self, runner):
-        runner.message_hub.update_info('train_seconds', time.monotonic() - self._started)
+        if self._started is not None:
+            self._update(runner, self._started)
+
+    @staticmethod
+    def _update(runner, started: float) -> None:
+        runner.message_hub.update_info('train_seconds', time.monotonic() - started)

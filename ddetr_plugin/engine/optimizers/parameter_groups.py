@@ -10,7 +10,7 @@ __all__ = ['MergedGroupsConstructor']
 
 def merge_groups(groups: list[dict]) -> list[dict]:
     """Optimiser groups with equal settings become one, where the first of them stood."""
-    merged = []
+    merged: list[tuple[dict, list]] = []
     for group in groups:
         settings = {name: value for name, value in group.items() if name != 'params'}
         # Compared, not hashed: a config's betas are a list.

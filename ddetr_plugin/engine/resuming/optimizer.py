@@ -158,7 +158,7 @@ def replay(schedules: Sequence, steps: Sequence[int]) -> None:
 
 
 def _differing(pairs: list[tuple[dict, dict]]) -> list[str]:
-    found = {}
+    found: dict[str, None] = {}
     for group, present in pairs:
         was, now = base_settings(group), base_settings(present)
         found |= {name: None for name in now if name in was and now[name] != was[name]}

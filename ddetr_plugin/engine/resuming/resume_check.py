@@ -38,7 +38,7 @@ def check_resumable(path: str, runner, with_optimizer: bool) -> None:
         ResumeError: the file is no checkpoint, asks to run something, or has no state of a
             training, or one of another model or optimiser.
     """
-    reason = [None]
+    reason: list[str | None] = [None]
     if is_main_process() and '://' not in path and not os.path.isdir(path):
         reason[0] = _why_not(path, runner, with_optimizer)
     broadcast_object_list(reason)
@@ -80,7 +80,7 @@ def what_is_no_training(content: Any) -> str | None:
 
 def what_model_differs(state: Mapping, model: nn.Module) -> str | None:
     """Which parameters of a model a state dict does not have; None if it has all."""
-    model = model.module if is_model_wrapper(model) else model
+    model = model.get_submodule('module') if is_model_wrapper(model) else model
     state = {name.removeprefix('module.'): value for name, value in state.items()}
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     missing = [name for name in own if name not in state]

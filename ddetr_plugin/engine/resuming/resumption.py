@@ -56,7 +56,7 @@ def resume_path(work_dir: str | os.PathLike, out_dir: str | os.PathLike, given: 
     Raises:
         ResumeError: the checkpoint given is broken, or none of those that are there is complete.
     """
-    answer = [None, None]
+    answer: list[str | None] = [None, None]
     if is_main_process():
         try:
             answer[0] = _resume_path(Path(work_dir), Path(out_dir), given)

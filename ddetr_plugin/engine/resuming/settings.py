@@ -78,7 +78,8 @@ def apply_present_settings(runner, checkpoint: dict) -> None:
     """
     saved_config = read_config_text(checkpoint['meta'].get('cfg') or '')
     found = list(config_differences(saved_config, read_config_text(runner.cfg.pretty_text)))
-    used, kept = [], []
+    used: list[str] = []
+    kept: list[str] = []
     wrapper, state = runner.optim_wrapper, checkpoint.get('optimizer')
     if isinstance(wrapper, OptimWrapper) and state is not None:
         same = bool(saved_config) and not any(

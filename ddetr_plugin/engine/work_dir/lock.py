@@ -71,7 +71,8 @@ def lock_work_dir_together(work_dir: str | os.PathLike) -> int | None:
     Raises:
         WorkDirInUseError: another run has the lock.
     """
-    descriptor, message = None, [None]
+    descriptor = None
+    message: list[str | None] = [None]
     if is_main_process():
         try:
             descriptor = lock_work_dir(work_dir)

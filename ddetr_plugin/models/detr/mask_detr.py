@@ -81,7 +81,8 @@ class MaskDETRHead(DETRHead):
         index = torch.cat(rows, dim=1)
         count = logits.new_full((), float(index.shape[1]), dtype=torch.float32)
         all_reduce(count, op='mean')
-        return Matches(*index, count.clamp(min=1))
+        picture, query, gt = index.unbind()
+        return Matches(picture, query, gt, count.clamp(min=1))
 
     def _predict_by_feat_single(
         self, cls_score: Tensor, bbox_pred: Tensor, img_meta: dict, rescale: bool = True
@@ -166,7 +167,7 @@ class MaskDETR(FreezableDetector, DETR):
         memory = self.forward_encoder(**encoder_inputs)['memory']
         decoder_inputs.update(self.pre_decoder(memory)[0])
         hidden = self.forward_decoder(**decoder_inputs)['hidden_states']
-        batch_shape = tuple(batch_inputs.shape[-2:])
+        batch_shape = batch_inputs.shape[-2], batch_inputs.shape[-1]
         levels = FeatureLevels.from_images(
             [maps[0].shape[-2:]],
             batch_shape,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddetr_plugin.models.boxes import at_least_float32
-from ddetr_plugin.models.feature_levels import Size
 from ddetr_plugin.models.heads.mask_targets import padded_masks
 from ddetr_plugin.models.heads.task_head import HeadInputs
 from ddetr_plugin.models.losses.prediction_sets import Matches
@@ -289,6 +288,6 @@ class MaskHead(BaseModule):
         return torch.stack((loss_mask.sum(), loss_dice.sum()))
 
 
-def _resized(logits: Tensor, size: Size) -> Tensor:
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
     """(n, h, w) to (n, *size), bilinear."""
     return nnf.interpolate(logits[:, None], size=tuple(size), mode='bilinear')[:, 0]

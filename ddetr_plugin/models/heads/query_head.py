@@ -35,7 +35,7 @@ class KnownQueries(NamedTuple):
     """
 
     name: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     matches: Sequence[Match]
 
 
@@ -171,8 +171,8 @@ class TwoStageHead(BaseModule):
         for linear in (self.memory_trans_fc, self.pos_trans_fc):
             nn.init.xavier_uniform_(linear.weight)
         nn.init.constant_(self.cls_branch.bias, prior_bias(self.prior_prob))
-        nn.init.zeros_(self.reg_branch[-1].weight)
-        nn.init.zeros_(self.reg_branch[-1].bias)
+        for parameter in self.reg_branch[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, memory: Tensor, levels: FeatureLevels, targets: Targets | None = None

@@ -100,7 +100,8 @@ class SetCriterion(nn.Module):
                 for prefix, row in zip(s.prefixes, self._set_losses(s, matched, count)):
                     for name, loss in zip(('loss_cls', 'loss_bbox', 'loss_iou'), row):
                         losses[prefix + name] = loss
-        return losses, Matches(*matches[0].of_last_layer(), count)
+        picture, query, gt = matches[0].of_last_layer().unbind()
+        return losses, Matches(picture, query, gt, count)
 
     def prediction_sets(
         self,
@@ -119,6 +120,8 @@ class SetCriterion(nn.Module):
         prefixes = (*(f'd{i}.' for i in range(len(logits) - 1)), '')
         sets = [PredictionSet(prefixes, logits, boxes, targets)]
         if proposal_logits is not None:
+            if proposal_boxes is None:
+                raise ValueError('proposal_logits come with proposal_boxes; give both or neither')
             objects = targets._replace(labels=torch.zeros_like(targets.labels))
             sets.append(
                 PredictionSet(('enc_',), proposal_logits[None], proposal_boxes[None], objects)

@@ -26,7 +26,7 @@ class Matches(NamedTuple):
     picture: Tensor
     query: Tensor
     gt: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
 class KnownPredictions(NamedTuple):
@@ -73,7 +73,7 @@ class LayerMatches(NamedTuple):
         counts: N ints, matches of each layer; their sum is n.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     counts: tuple[int, ...]
 
     @classmethod
