@@ -331,10 +331,10 @@ def test_ground_truth_may_come_as_box_objects_of_mmdet(model):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_no_graph_break_and_is_not_compiled_per_size(monkeypatch):
+# Else dynamic=True makes symbols of dropout rates and of norms' eps, and compiles twice.
+@torch._dynamo.config.patch(specialize_float=True)
+def test_a_compiled_model_has_no_graph_break_and_is_not_compiled_per_size():
     torch.compiler.reset()
-    # Else dynamic=True makes symbols of dropout rates and of norms' eps, and compiles twice.
-    monkeypatch.setattr(torch._dynamo.config, 'specialize_float', True)
     variant = 'two-stage'  # it holds what the others have
     plain = build(tiny_config(variant))
     # aot_eager: what is traced and differentiated is the same, without a compiler behind it.
