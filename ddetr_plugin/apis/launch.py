@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ddetr_plugin.checkpoints import install_checkpoint_loader
-from ddetr_plugin.compat import require_mmcv_operators, require_panopticapi
+from ddetr_plugin.compat import require_mmcv_operators
 from ddetr_plugin.datasets import BrokenPictureError
 from ddetr_plugin.engine.data_workers import drop_worker_settings
 from ddetr_plugin.engine.host_memory import keep_freed_memory
@@ -51,14 +50,10 @@ def build_runner(config: Config, local_rank: int = 0) -> Runner:
     Raises:
         LaunchError: the launcher does not fit the machine or the environment.
         MissingMMCVOpError: the model has modules that need full mmcv, and this is mmcv-lite.
-        MissingPanopticAPIError: the config evaluates panoptic segmentation without panopticapi.
     """
-    require_panopticapi(config.to_dict())
     config = copy.deepcopy(config)
     drop_worker_settings(config)
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
-    # Also for models that have nothing of ours.
-    install_checkpoint_loader()
     if not torch.cuda.is_available():
         keep_freed_memory()
     if config.launcher != 'none':

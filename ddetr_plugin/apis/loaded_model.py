@@ -17,7 +17,6 @@ from ddetr_plugin.checkpoints import (
     OURS,
     CheckpointFileError,
     detect_dialect,
-    install_checkpoint_loader,
     unwrap,
 )
 from ddetr_plugin.compat import require_mmcv_operators
@@ -82,7 +81,6 @@ def load_model(
     with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmdet'):
         model = MODELS.build(config.model)
     require_mmcv_operators(model)
-    install_checkpoint_loader()
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(checkpoint_file), map_location='cpu')
         moved = _convert(checkpoint, model, config)

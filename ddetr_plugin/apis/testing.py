@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from ddetr_plugin.apis.config_reading import load_config, require_checkpoint
 from ddetr_plugin.apis.launch import build_runner
+from ddetr_plugin.compat import require_panopticapi
 from ddetr_plugin.data_checks import box_datasets, check_encoding
 from ddetr_plugin.engine.precision import set_test_precision
 from ddetr_plugin.engine.processes import leave_processes
@@ -72,6 +73,7 @@ def prepare_test(
     require_checkpoint(checkpoint)
     config.load_from = str(checkpoint)
     config.resume = False
+    require_panopticapi(config.to_dict())
     _require_plain_annotations(config)
     set_test_precision(config, amp)
     if show or show_dir is not None:

@@ -91,7 +91,7 @@ def prepare_training(
         if resume is not True:
             require_file(resume, 'checkpoint')
             config.load_from = str(resume)
-    # `build_runner` asks, too, but only after the lock has made the work folder.
+    # Before the lock makes the work folder.
     require_panopticapi(config.to_dict())
     return config
 

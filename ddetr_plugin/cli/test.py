@@ -50,16 +50,11 @@ def run(args, parser):
 
     try:
         config = make_config(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingPanopticAPIError) as error:
         parser.error(str(error))
     try:
         run_test(config, args.out, args.local_rank)
-    except (
-        LaunchError,
-        MissingMMCVOpError,
-        MissingPanopticAPIError,
-        CheckpointFileError,
-    ) as error:
+    except (LaunchError, MissingMMCVOpError, CheckpointFileError) as error:
         parser.error(str(error))
     except EXPECTED_STOPS as error:
         parser.exit(1, f'error: {error}\n')

@@ -74,5 +74,6 @@ __all__ = [
     'panoptic_map',
 ]
 
-# Whoever builds our detector may load_from an official file, safetensors or a folder.
+# Whoever builds a Runner or a detector here has imported this: `load_from` takes official files,
+# safetensors and folders then, also for models that have nothing of ours.
 install_checkpoint_loader()
