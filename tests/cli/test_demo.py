@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from forked import environment, run_forked
+from forked import run_forked
 from mmengine.registry import PARAM_SCHEDULERS
 
 from ddetr_plugin.apis import own_training
@@ -23,12 +21,6 @@ from ddetr_plugin.engine.work_dir.lock import LOCK
 from ddetr_plugin.intake import split_off_validation
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(tool, *args):
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)]
-    # As the forked ones: what they leave is compared.
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +36,7 @@ def trained(tiny_coco, tmp_path_factory):
         'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
         'train_dataloader.batch_size=2', 'model.backbone.pretrained=False',
     ]  # fmt: skip
-    result = run('demo.py', *options)
+    result = run_forked('demo', options)
     assert result.returncode == 0, result.stderr[:2000] + result.stderr[-2000:]
     return data, work_dir, options, result
 
@@ -429,9 +421,8 @@ def test_predict_draws_every_readable_picture_and_reports_the_others(trained, tm
     (pictures / 'broken.jpg').write_bytes(b'not a picture')
     config = next(work_dir.glob('*.py'))
     out = tmp_path / 'out'
-    result = run(
-        'predict.py', pictures, config, work_dir / 'iter_4.pth', '--out', out, '--score-thr', '0'
-    )
+    options = ['--out', out, '--score-thr', '0']
+    result = run_forked('predict', [pictures, config, work_dir / 'iter_4.pth', *options])
     assert result.returncode == 1
     assert 'broken.jpg: not a readable image' in result.stdout
     content = json.loads((out / 'predictions.json').read_text())
