@@ -61,7 +61,9 @@ CONFIGS = {
                 ),
                 panoptic_fusion_head=dict(num_things_classes=NUM_CLASSES),
                 data_preprocessor=dict(batch_augments=None),
-                train_cfg=dict(num_points=100),
+                # No points where the masks are least certain: rounding decides between two that are
+                # nearly as uncertain, and one of them changes a loss by half a percent.
+                train_cfg=dict(num_points=100, importance_sample_ratio=0.0),
                 test_cfg=dict(max_per_image=10),
             )
         ],
